@@ -1,0 +1,7 @@
+std = "lua54"
+max_line_length = 132
+include_files = { "lua", "scripts/*.lua", "tests/*.lua", ".luacheckrc", ".busted" }
+
+-- What `lunacos run` gives a script.
+files["scripts/*.lua"] = { read_globals = { "nacos", "json", "yaml", "template" } }
+files["tests/*_spec.lua"] = { std = "lua54+busted" }

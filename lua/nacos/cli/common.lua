@@ -1,0 +1,239 @@
+--- What the commands share: the connection options, the client they make, output, and how a failure becomes an exit code.
+
+local options = require("nacos.options")
+
+local common = {}
+
+--- Exit codes; `lunacos --help` and the README list them.
+common.DONE, common.NOT_FOUND, common.USAGE, common.UNAVAILABLE, common.FORBIDDEN, common.CONFLICT, common.REFUSED =
+  0, 1, 2, 3, 4, 5, 6
+
+common.EXIT_CODES = [[
+Exit codes: 0 done, 1 not found, 2 usage, 3 unavailable (no server answered), 4 forbidden,
+5 conflict (--cas), 6 refused for another reason]]
+
+local CODE_OF = {
+  not_found = common.NOT_FOUND, invalid = common.USAGE, unavailable = common.UNAVAILABLE, forbidden = common.FORBIDDEN,
+  conflict = common.CONFLICT,
+}
+
+---Leave the command: main() prints the message on stderr and exits with the code.
+---@param code integer
+---@param message string|nil # nil: exit without a word
+function common.fail(code, message)
+  error({ exit = code, message = message }, 0)
+end
+
+---Pass a result on, or leave the command with the exit code for its error.
+function common.check(value, err, ...)
+  if value == nil then
+    common.fail(CODE_OF[type(err) == "table" and err.code] or common.REFUSED, tostring(err))
+  end
+  return value, err, ...
+end
+
+---Write to stdout, at once. A reader that has gone ends the command quietly.
+function common.write(...)
+  local ok, problem, number = io.stdout:write(...)
+  if ok then
+    ok, problem, number = io.stdout:flush()
+  end
+  if not ok then
+    local broken_pipe = number == 32
+    common.fail(broken_pipe and common.DONE or common.REFUSED, not broken_pipe and "cannot write the output: " .. problem or nil)
+  end
+end
+
+---A line on stderr.
+function common.note(message)
+  io.stderr:write("lunacos: ", message, "\n")
+end
+
+---Quote for sh.
+function common.quote(text)
+  return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+local function positive_number(text)
+  local number = tonumber(text)
+  if not number or number ~= number or number <= 0 or number == math.huge then
+    return nil, "a number of seconds is needed, not '" .. text .. "'"
+  end
+  return number
+end
+
+local function yes_or_no(text)
+  local words = { yes = true, ["true"] = true, on = true, ["1"] = true, no = false, ["false"] = false, off = false, ["0"] = false }
+  local value = words[text:lower()]
+  if value == nil then
+    return nil, "yes or no is needed, not '" .. text .. "'"
+  end
+  return value
+end
+
+-- flags, argument's name (nil: a flag without one), field of the settings, environment variable, help
+local OPTIONS = {
+  { "-s --server", "SERVERS", "server_addresses", "NACOS_SERVER",
+    "Servers, comma separated, each [http[s]://]host[:port] (default 127.0.0.1:8848)" },
+  { "--endpoint", "HOST", "endpoint", "NACOS_ENDPOINT", "Address server to ask for the list of servers instead" },
+  { "-n --namespace", "ID", "namespace", "NACOS_NAMESPACE", "Namespace id (default: public)" },
+  { "-g --group", "GROUP", "group", "NACOS_GROUP", "Group (default DEFAULT_GROUP)" },
+  { "-u --username", "NAME", "username", "NACOS_USERNAME",
+    "User; the password comes from --password-file, NACOS_PASSWORD_FILE, NACOS_PASSWORD, or is asked for" },
+  { "--password-file", "FILE", "password_file", "NACOS_PASSWORD_FILE", "File that holds the password" },
+  { "--ak", "KEY", "ak", "NACOS_AK", "Access key; its secret key comes from NACOS_SK" },
+  { "--timeout", "SECONDS", "timeout", "NACOS_TIMEOUT", "Give up after so long (default 3)", positive_number },
+  { "--context-path", "PATH", "context_path", "NACOS_CONTEXT_PATH", "Path of the API on the server (default /nacos)" },
+  { "--verify", nil, "verify", "NACOS_VERIFY", "Verify the server's certificate; --ca-file turns this on", yes_or_no },
+  { "--ca-file", "FILE", "ca_file", "NACOS_CA_FILE", "Certificates to trust (PEM)" },
+  { "--cert-file", "FILE", "cert_file", "NACOS_CERT_FILE", "Client certificate (PEM)" },
+  { "--key-file", "FILE", "key_file", "NACOS_KEY_FILE", "Key of the client certificate" },
+  { "--server-name", "NAME", "server_name", "NACOS_SERVER_NAME", "Name to expect in the server's certificate" },
+  { "--snapshot-dir", "DIR", "snapshot_base", "NACOS_SNAPSHOT_DIR",
+    "Keep snapshots there and use them when no server answers (default: none are written or read)" },
+  { "--no-snapshot", nil, "no_snapshot", nil, "No snapshots, whatever NACOS_SNAPSHOT_DIR says" },
+  { "--failover-dir", "DIR", "failover_base", "NACOS_FAILOVER_DIR", "A file there comes before the server (default: none)" },
+  { "--log-level", "LEVEL", "log_level", "NACOS_LOG_LEVEL", "debug, info, warn, error or off" },
+  { "--log-dir", "DIR", "log_dir", "NACOS_LOG_DIR", "Write the log there instead of stderr" },
+}
+
+---Add the connection options to a parser of argparse. What is given ends up in `given`, whichever parser saw it.
+---@param hidden boolean # not in this parser's help
+function common.add_options(parser, given, hidden)
+  local elements = {}
+  for _, option in ipairs(OPTIONS) do
+    local flags, argument, field, variable, help, convert = table.unpack(option, 1, 6)
+    help = help .. (variable and " [" .. variable .. "]" or "")
+    local element = argument and parser:option(flags):argname(argument) or parser:flag(flags)
+    element:description(help):target("given_" .. field):hidden(hidden):action(function(_, _, value)
+      given[field] = argument and value or true
+    end)
+    if argument and convert then
+      element:convert(convert)
+    end
+    elements[#elements + 1] = element
+  end
+  parser:group(hidden and "" or "Connection, before or after the command, or by the environment variable in brackets", table.unpack(elements))
+end
+
+---True for an option of ours that takes the following word as its value. For finding the command in a raw command line.
+function common.takes_value(word)
+  for _, option in ipairs(OPTIONS) do
+    for flag in option[1]:gmatch("%S+") do
+      if flag == word then
+        return option[2] ~= nil
+      end
+    end
+  end
+  return false
+end
+
+---The settings: what was given on the command line, else in the environment, else the default.
+function common.settings(given)
+  local settings = {}
+  for _, option in ipairs(OPTIONS) do
+    local field, variable, convert = option[3], option[4], option[6]
+    local value = given[field]
+    if value == nil and variable then
+      value = os.getenv(variable)
+      if value == "" then
+        value = nil
+      elseif value and convert then
+        local problem
+        value, problem = convert(value)
+        if problem then
+          common.fail(common.USAGE, variable .. ": " .. problem)
+        end
+      end
+    end
+    settings[field] = value
+  end
+  settings.group = settings.group or "DEFAULT_GROUP"
+  if not settings.server_addresses and not settings.endpoint then
+    settings.server_addresses = "127.0.0.1:8848"
+  end
+  return settings
+end
+
+---Ask for a password on the terminal, without showing it. nil when there is no terminal.
+---The shell does it all, so that its trap switches the echo on again also after ctrl-C.
+local function ask_password(username)
+  local terminal = io.open("/dev/tty", "r+")
+  if not terminal then
+    return nil
+  end
+  terminal:write("Password of ", username, ": ")
+  terminal:close()
+  local pipe = io.popen("exec </dev/tty; trap 'stty echo; echo >/dev/tty' EXIT; trap 'exit 130' INT TERM HUP; "
+    .. "stty -echo && IFS= read -r line && printf %s \"$line\"", "r")
+  local password = pipe and pipe:read("a")
+  if not pipe or not pipe:close() then
+    common.fail(common.USAGE, "no password given")
+  end
+  return password
+end
+
+---The options for nacos.client(): what the settings say about the connection.
+---@param settings table
+---@param log_level string # when the user did not choose one
+function common.connection(settings, log_level)
+  local connection = {
+    server_addresses = settings.server_addresses, endpoint = settings.endpoint, namespace = settings.namespace,
+    ak = settings.ak, username = settings.username, default_timeout = settings.timeout,
+    context_path = settings.context_path, verify = settings.verify, ca_file = settings.ca_file, cert_file = settings.cert_file,
+    key_file = settings.key_file, server_name = settings.server_name, log_dir = settings.log_dir,
+    log_level = settings.log_level or log_level,
+    snapshot_base = settings.snapshot_base, no_snapshot = settings.no_snapshot or settings.snapshot_base == nil,
+    failover_base = settings.failover_base or "/dev/null", -- nothing can be below it: a file in ./nacos-data must not surprise
+  }
+  if settings.ak then
+    connection.sk = os.getenv("NACOS_SK")
+    if not connection.sk then
+      common.fail(common.USAGE, "--ak needs the secret key in the environment variable NACOS_SK")
+    end
+  end
+  if settings.username then
+    if settings.password_file then
+      connection.password_file = settings.password_file
+    elseif os.getenv("NACOS_PASSWORD") then
+      connection.password_env = "NACOS_PASSWORD"
+    else
+      connection.password = ask_password(settings.username)
+      if not connection.password then
+        common.fail(common.USAGE, "a password is needed for user '" .. settings.username
+          .. "': give --password-file FILE or set NACOS_PASSWORD")
+      end
+    end
+  end
+  return connection
+end
+
+---A client, or the end of the command when the options are no good.
+---@return nacos.Client
+function common.client(settings, log_level)
+  local ok, client, err = pcall(require("nacos").client, common.connection(settings, log_level or "off"))
+  if not ok then
+    common.fail(common.USAGE, (tostring(client):gsub("^[^%s:]+:%d+: ", "")))
+  end
+  return (common.check(client, err))
+end
+
+---@return string content
+function common.read_input(path)
+  local file, problem = io.stdin, nil
+  if path and path ~= "-" then
+    file, problem = io.open(path, "rb")
+  end
+  local content
+  if file then
+    content, problem = file:read("a")
+  end
+  if not content then
+    common.fail(common.USAGE, "cannot read " .. tostring(problem))
+  end
+  return content
+end
+
+common.nearest = options.nearest
+
+return common

@@ -1,0 +1,655 @@
+--- client: one namespace on one list of servers. The public object; see nacos.Options for what it takes.
+
+local core = require "nacos.core"
+local options = require "nacos.options"
+local scheduler = require "nacos.scheduler"
+
+local json -- lua-cjson, loaded by the first listing: the only function that reads JSON
+
+local await = scheduler.await
+local monotonic = core.monotonic
+
+local DEFAULT_GROUP = "DEFAULT_GROUP"
+local TYPE_MEMORY = 10       -- seconds in which a server may still show the type before a publish
+local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and overwrite
+
+---@class nacos.Options
+---@field server_addresses string|nil         # "10.0.0.1:8848,https://nacos.example:443,[::1]"; scheme http, port 8848 unless given
+---@field endpoint string|nil                 # address server "host[:8080]" or URL, asked every 30 s for the list instead
+---@field namespace string|nil                # namespace id; default and "public": the public one
+---@field ak string|nil                       # access key (Alibaba MSE)
+---@field sk string|nil                       # secret key
+---@field username string|nil
+---@field password string|nil
+---@field password_file string|nil            # read at each login, so that it may be rotated
+---@field password_env string|nil             # name of an environment variable, likewise
+---@field log_level "DEBUG"|"INFO"|"WARN"|"WARNING"|"ERROR"|"OFF"|nil # any case; default WARN
+---@field log_dir string|nil                  # default: standard error
+---@field log_rotation_backup_count integer|nil # log files kept, one a day; default 7
+---@field context_path string|nil             # default "/nacos"
+---@field verify boolean|nil                  # check https certificates; default: only when ca_file is given
+---@field ca_file string|nil
+---@field cert_file string|nil                # client certificate (PEM)
+---@field key_file string|nil
+---@field server_name string|nil              # name to ask for and verify instead of the address
+---@field on_error fun(err: any, about: table)|nil # an error of a callback (with traceback), or a watch that cannot be served
+---@field default_timeout number|nil          # seconds for a request, 3
+---@field pulling_timeout number|nil          # seconds a server may hold a long poll, 30
+---@field pulling_config_size integer|nil     # most keys in one long poll, 3000
+---@field callback_thread_num integer|nil     # callbacks running at once, 10
+---@field failover_base string|nil            # "nacos-data/data"
+---@field snapshot_base string|nil            # "nacos-data/snapshot"
+---@field no_snapshot boolean|nil             # neither read nor write snapshots
+---@field proxies table|nil                   # { http = "host:port", https = "host:port" }
+---@field max_response_size integer|nil       # bytes, 16777216
+
+---@class nacos.Change
+---@field data_id string
+---@field group string
+---@field namespace string      # "" is the public one
+---@field content string|nil    # nil: the item was deleted
+---@field raw_content string|nil # the same bytes
+---@field md5 string|nil
+---@field type string|nil       # "json", "yaml", "properties", "xml", "html", "toml", "text"
+---@field source "server"|"failover"|"snapshot"|nil
+
+---@class nacos.Client
+local Client = {}
+Client.__index = Client
+
+-- ---- options ---------------------------------------------------------------------------------------------------------------
+
+local LEVELS = { debug = "debug", info = "info", warn = "warn", warning = "warn", error = "error", critical = "error", off = "off" }
+
+local function check_level(level)
+  if not LEVELS[level:lower()] then
+    return "DEBUG, INFO, WARN, ERROR or OFF expected"
+  end
+end
+
+---What set_options() takes.
+local SETTABLE = {
+  default_timeout = { type = "number", above = 0, default = 3 },
+  pulling_timeout = { type = "number", min = 1, max = 600, default = 30 },
+  pulling_config_size = { type = "number", integer = true, min = 1, max = 10000, default = 3000 },
+  callback_thread_num = { type = "number", integer = true, min = 1, default = 10 },
+  failover_base = { type = "string", default = "nacos-data/data" },
+  snapshot_base = { type = "string", default = "nacos-data/snapshot" },
+  no_snapshot = { type = "boolean", default = false },
+  proxies = { type = "table", fields = { http = "string", https = "string" } },
+  max_response_size = { type = "number", integer = true, min = 1024, max = 2 ^ 31, default = 16777216 },
+  log_level = { type = "string", check = check_level, default = "warn" },
+}
+
+local OPTIONS = {
+  server_addresses = "string",
+  endpoint = "string",
+  namespace = { type = "string", default = "", check = core.check_namespace },
+  ak = "string",
+  sk = "string",
+  username = "string",
+  password = "string",
+  password_file = "string",
+  password_env = "string",
+  log_dir = "string",
+  log_rotation_backup_count = { type = "number", integer = true, min = 0, default = 7 },
+  context_path = { type = "string", default = "/nacos" },
+  verify = "boolean",
+  ca_file = "string",
+  cert_file = "string",
+  key_file = "string",
+  server_name = "string",
+  on_error = "function",
+}
+for name, rule in pairs(SETTABLE) do
+  OPTIONS[name] = rule
+end
+
+local SET_ONLY = {} -- SETTABLE without defaults: what is not given stays
+for name, rule in pairs(SETTABLE) do
+  local copy = {}
+  for k, v in pairs(rule) do
+    copy[k] = v
+  end
+  copy.default = nil
+  SET_ONLY[name] = copy
+end
+
+---The options as the core takes them.
+local function core_options(o)
+  local t = {}
+  for name, value in pairs(o) do
+    t[name] = value
+  end
+  t.log_level = LEVELS[o.log_level:lower()]
+  t.proxies, t.on_error = nil, nil
+  t.proxy_http = o.proxies and o.proxies.http
+  t.proxy_https = o.proxies and o.proxies.https
+  return t
+end
+
+local function make(given, what, level)
+  local o = options.check(OPTIONS, given, what, level + 1)
+  if not o.server_addresses and not o.endpoint then
+    error(("missing option 'server_addresses' to '%s'"):format(what), level + 1)
+  end
+  local raw, err = scheduler.engine():client(core_options(o))
+  if not raw then
+    error(("%s (in '%s')"):format(err.message, what), level + 1)
+  end
+  return setmetatable({
+    options = o,
+    core = raw,
+    namespace = o.namespace == "public" and "" or o.namespace,
+    items = {},         -- key -> item: what is watched
+    types = {},         -- key -> {type, until}: of late publishes
+    running = 0,        -- callbacks at work
+    queue = {},         -- callbacks that wait for their turn
+    queue_first = 1,
+    callback_errors = 0,
+  }, Client)
+end
+
+---Make a client. No I/O happens yet.
+---@param opts nacos.Options
+---@return nacos.Client
+local function new(opts)
+  return make(opts, "nacos.client", 2)
+end
+
+---Change options of a running client; those not given stay as they are.
+---@param opts nacos.Options # default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot, proxies, max_response_size, log_level
+---@return true|nil
+---@return nacos.Error|nil
+function Client:set_options(opts)
+  local changes = options.check(SET_ONLY, opts, "set_options", 2)
+  for name, value in pairs(changes) do
+    self.options[name] = value
+  end
+  return self.core:configure(core_options(self.options))
+end
+
+-- ---- arguments -------------------------------------------------------------------------------------------------------------
+
+local DATA_ID = { type = "string", required = true, check = core.check_id }
+local GROUP = { type = "string", default = DEFAULT_GROUP, check = core.check_id }
+local TIMEOUT = { type = "number", above = 0 }
+local CALLBACK = { type = "function", required = true }
+
+local GET = { "data_id", "group", "timeout", "no_snapshot"; data_id = DATA_ID, group = GROUP, timeout = TIMEOUT, no_snapshot = "boolean" }
+local PUBLISH = {
+  "data_id", "group", "content", "timeout";
+  data_id = DATA_ID, group = GROUP, timeout = TIMEOUT,
+  content = {
+    type = "string", required = true,
+    check = function(content)
+      if content == "" then
+        return "a server takes no empty content; remove_config deletes the item"
+      end
+    end,
+  },
+  type = { type = "string", one_of = { "text", "json", "xml", "yaml", "html", "properties", "toml" } },
+  app_name = "string", tags = "string", desc = "string", wait = "boolean",
+  cas_md5 = {
+    type = "string",
+    check = function(md5)
+      if not md5:match("^%x+$") or #md5 ~= 32 then
+        return "an md5 in hex expected: that of the content you read"
+      end
+    end,
+  },
+}
+local REMOVE = { "data_id", "group", "timeout"; data_id = DATA_ID, group = GROUP, timeout = TIMEOUT }
+local LIST = {
+  "group", "data_id", "page", "page_size", "timeout";
+  group = { type = "string", default = "" }, data_id = { type = "string", default = "" }, timeout = TIMEOUT,
+  page = { type = "number", integer = true, min = 1, default = 1 },
+  page_size = { type = "number", integer = true, min = 1, max = 500, default = 100 },
+}
+local WATCH = { "data_id", "group", "cb"; data_id = DATA_ID, group = GROUP, cb = CALLBACK }
+local WATCH_ALL = { "data_id", "group", "cb_list"; data_id = DATA_ID, group = GROUP, cb_list = { type = "table", required = true, of = { type = "function" } } }
+local UNWATCH = {
+  "data_id", "group", "cb", "remove_all";
+  data_id = DATA_ID, group = GROUP, cb = CALLBACK, remove_all = { type = "boolean", default = false },
+}
+local PEEK = { "data_id", "group"; data_id = DATA_ID, group = GROUP }
+
+local function key_of(data_id, group)
+  return data_id .. "\2" .. group
+end
+
+-- ---- reads and writes ------------------------------------------------------------------------------------------------------
+
+---Read one configuration: failover file, then the servers in turn, then the snapshot.
+---@param data_id string
+---@param group string|nil         # default "DEFAULT_GROUP"
+---@param timeout number|nil       # seconds; default the option default_timeout
+---@param no_snapshot boolean|nil  # true: an error rather than an old value when no server answers
+---@return string|nil content      # nil: see the second result
+---@return "server"|"failover"|"snapshot"|nacos.Error # where it came from, or why there is none
+---@return table|nil info          # { md5, type, source, confirmed }
+---@overload fun(self, args: { data_id: string, group: string|nil, timeout: number|nil, no_snapshot: boolean|nil }): string|nil, any, table|nil
+function Client:get_config(...)
+  local a = options.named(GET, "get_config", 2, ...)
+  local flag = (a.no_snapshot or (a.no_snapshot == nil and self.options.no_snapshot)) and "no_snapshot" or ""
+  local event = await(self.core:get(a.data_id, a.group, a.timeout or self.options.default_timeout, flag))
+  if event.error then
+    return nil, event.error
+  end
+  return event.content, event.source, event
+end
+
+---@return integer|nil, integer|nil, integer|nil
+local function parse_version(text)
+  local a, b, c = text:match("^(%d+)%.(%d+)%.?(%d*)")
+  return tonumber(a), tonumber(b), tonumber(c) or 0
+end
+
+---True when the server is known to honour casMd5. One that silently ignores it would overwrite what somebody else wrote.
+local function cas_works(self, timeout)
+  local event = await(self.core:version(timeout))
+  if event.error and event.error.code ~= "unsupported" then
+    return nil, event.error
+  end
+  local have = { parse_version(event.content or "") }
+  for i = 1, 3 do
+    if not have[i] or have[i] < CAS_SINCE[i] then
+      return nil, core.error("unsupported", ("cannot publish with cas_md5: the server (version %s) does not honour it over HTTP; Nacos 2.3.0 and later do")
+        :format(event.content or "unknown"))
+    elseif have[i] > CAS_SINCE[i] then
+      break
+    end
+  end
+  return true
+end
+
+---The type to keep when the caller gives none: a server takes a missing one for "text".
+local function present_type(self, a, timeout)
+  local late = self.types[key_of(a.data_id, a.group)]
+  if late and late.till > monotonic() then
+    return late.type
+  end
+  local event = await(self.core:get(a.data_id, a.group, timeout, "server_only"))
+  local err = event.error
+  if err and err.code ~= "not_found" and err.code ~= "forbidden" then
+    return nil, err
+  end
+  return event.type
+end
+
+local function remember_type(self, key, config_type)
+  local now = monotonic()
+  for k, late in pairs(self.types) do
+    if late.till <= now then
+      self.types[k] = nil
+    end
+  end
+  self.types[key] = { type = config_type, till = now + TYPE_MEMORY }
+end
+
+---Wait until a read shows the content: a server answers a publish before its readers see it.
+local function wait_until_readable(self, a, deadline)
+  local md5, pause = core.md5(a.content), 0.01
+  while true do
+    local left = deadline - monotonic()
+    local event = left > 0 and await(self.core:get(a.data_id, a.group, left, "server_only"))
+    if event and event.md5 == md5 then
+      return true
+    end
+    if left <= pause or (event and event.error and event.error.code == "closed") then
+      return nil, core.error("unavailable", ("published %s (group %s), but no read shows the new content yet"):format(a.data_id, a.group))
+    end
+    scheduler.sleep(pause)
+    pause = math.min(pause * 2, 0.2)
+  end
+end
+
+---Publish one configuration, creating or replacing it.
+---@param data_id string
+---@param group string|nil     # default "DEFAULT_GROUP"
+---@param content string       # UTF-8; an empty one is refused
+---@param timeout number|nil   # seconds for everything; default the option default_timeout
+---@return true|nil
+---@return nacos.Error|nil     # "conflict": cas_md5 is not the md5 of the present content
+---@overload fun(self, data_id: string, group: string|nil, content: string, opts: { app_name: string|nil, type: string|nil, tags: string|nil, desc: string|nil, cas_md5: string|nil, wait: boolean|nil, timeout: number|nil }): true|nil, nacos.Error|nil
+function Client:publish_config(...)
+  local a = options.named(PUBLISH, "publish_config", 2, ...)
+  local deadline = monotonic() + (a.timeout or self.options.default_timeout)
+  local function left()
+    return math.max(deadline - monotonic(), 0.001)
+  end
+  local key, err, ok = key_of(a.data_id, a.group), nil, nil
+  if a.cas_md5 then
+    ok, err = cas_works(self, left())
+    if not ok then
+      return nil, err
+    end
+  end
+  if not a.type then
+    a.type, err = present_type(self, a, left())
+    if err then
+      return nil, err
+    end
+  end
+  local event = await(self.core:publish(a.data_id, a.group, a.content, left(), {
+    type = a.type, app_name = a.app_name, tags = a.tags, desc = a.desc, cas_md5 = a.cas_md5 and a.cas_md5:lower(),
+  }))
+  if event.error then
+    return nil, event.error
+  end
+  remember_type(self, key, a.type)
+  if a.wait then
+    return wait_until_readable(self, a, deadline)
+  end
+  return true
+end
+
+---Remove one configuration; one that does not exist is fine.
+---@param data_id string
+---@param group string|nil   # default "DEFAULT_GROUP"
+---@param timeout number|nil # seconds
+---@return true|nil
+---@return nacos.Error|nil
+function Client:remove_config(...)
+  local a = options.named(REMOVE, "remove_config", 2, ...)
+  local event = await(self.core:remove(a.data_id, a.group, a.timeout or self.options.default_timeout))
+  if event.error then
+    return nil, event.error
+  end
+  self.types[key_of(a.data_id, a.group)] = nil
+  return true
+end
+
+-- ---- lists -----------------------------------------------------------------------------------------------------------------
+
+local function text(value)
+  return type(value) == "string" and value or nil -- JSON's null is a userdata
+end
+
+---@param body string # v1: the page itself; v3: {"code":0,"data":page}
+local function read_page(self, body, a)
+  json = json or require "cjson.safe"
+  local page = json.decode(body)
+  if type(page) == "table" and type(page.data) == "table" then
+    page = page.data
+  end
+  if type(page) ~= "table" or type(page.pageItems) ~= "table" then
+    return nil, core.error("protocol", "cannot list configurations: the server's answer is not a page of them")
+  end
+  local items = {}
+  for i, item in ipairs(page.pageItems) do
+    items[i] = {
+      data_id = text(item.dataId),
+      group = text(item.group) or text(item.groupName),
+      namespace = self.namespace,
+      content = text(item.content),
+      md5 = text(item.md5),
+      type = text(item.type),
+      app_name = text(item.appName),
+    }
+  end
+  return { total = page.totalCount or #items, page = page.pageNumber or a.page, pages = page.pagesAvailable or 1, items = items }
+end
+
+local function get_page(self, a)
+  local event = await(self.core:list(a.data_id, a.group, a.page, a.page_size, a.timeout or self.options.default_timeout))
+  if event.error then
+    return nil, event.error
+  end
+  return read_page(self, event.content, a)
+end
+
+---One page of the configurations of the namespace.
+---@param args { group: string|nil, data_id: string|nil, page: integer|nil, page_size: integer|nil, timeout: number|nil } # data_id and group are patterns, "*" the wildcard, default all; page 1; page_size 100, at most 500
+---@return { total: integer, page: integer, pages: integer, items: table[] }|nil # items: { data_id, group, namespace, content, md5, type, app_name }; a 3.x server gives no content
+---@return nacos.Error|nil
+function Client:get_configs(...)
+  return get_page(self, options.named(LIST, "get_configs", 2, ...))
+end
+
+---Iterate over all pages: `for item in client:each_config{ group = "G" } do … end`. Raises the error when a page cannot be had.
+---@param args table|nil # as get_configs
+---@return fun(): table|nil
+function Client:each_config(...)
+  local a = options.named(LIST, "each_config", 2, ...)
+  local page, i
+  return function()
+    while true do
+      if page and page.items[i + 1] then
+        i = i + 1
+        return page.items[i]
+      end
+      if page and (a.page >= page.pages or #page.items == 0) then
+        return nil
+      end
+      a.page = page and a.page + 1 or a.page
+      local err
+      page, err = get_page(self, a)
+      if not page then
+        error(err, 2)
+      end
+      i = 0
+    end
+  end
+end
+
+-- ---- watches ---------------------------------------------------------------------------------------------------------------
+--
+-- An *item* is one watched configuration; it holds the newest change and its *entries*, one per added callback. An entry is run
+-- by at most one task at a time; while it runs a newer change only marks it dirty, and the task runs it again with the newest.
+
+local run_entry
+
+local function report_error(self, err, about)
+  self.callback_errors = self.callback_errors + (about.kind == "callback" and 1 or 0)
+  self.core:log("error", ("error in a %s of %s (group %s): %s"):format(about.kind, about.data_id, about.group, tostring(err)))
+  if self.options.on_error then
+    local ok, worse = pcall(self.options.on_error, err, about)
+    if not ok then
+      self.core:log("error", "error in on_error: " .. tostring(worse))
+    end
+  end
+end
+
+local function next_in_queue(self)
+  while self.running < self.options.callback_thread_num and self.queue_first <= #self.queue do
+    local entry = self.queue[self.queue_first]
+    self.queue[self.queue_first] = false
+    self.queue_first = self.queue_first + 1
+    if self.queue_first > #self.queue then
+      self.queue, self.queue_first = {}, 1
+    end
+    run_entry(self, entry)
+  end
+end
+
+function run_entry(self, entry)
+  if entry.removed then
+    entry.busy = false
+    return
+  end
+  self.running = self.running + 1
+  scheduler.spawn(function()
+    while entry.dirty and not entry.removed do
+      entry.dirty = false
+      local item = entry.item
+      local ok, err = xpcall(entry.callback, function(err)
+        return debug.traceback(tostring(err), 2)
+      end, item.change)
+      if not ok then
+        report_error(self, err, { kind = "callback", data_id = item.data_id, group = item.group })
+      end
+    end
+    entry.busy = false
+    self.running = self.running - 1
+    next_in_queue(self)
+  end)
+end
+
+local function notify(self, entry)
+  entry.dirty = true
+  if entry.busy then
+    return
+  end
+  entry.busy = true
+  if self.running < self.options.callback_thread_num then
+    run_entry(self, entry)
+  else
+    self.queue[#self.queue + 1] = entry
+  end
+end
+
+local function set_change(self, item, value)
+  item.version = value.version
+  item.change = {
+    data_id = item.data_id, group = item.group, namespace = self.namespace,
+    content = value.content, raw_content = value.content, md5 = value.md5, type = value.type, source = value.source,
+  }
+end
+
+local function on_event(self, item, event)
+  local about = { kind = "watch", data_id = item.data_id, group = item.group }
+  if event.kind == "trouble" then
+    report_error(self, event.error, about)
+    return
+  end
+  set_change(self, item, event)
+  local entries = {} -- a callback may add and remove while we go
+  for i, entry in ipairs(item.entries) do
+    entries[i] = entry
+  end
+  for _, entry in ipairs(entries) do
+    notify(self, entry)
+  end
+end
+
+local function add_watcher(self, data_id, group, callback)
+  local key = key_of(data_id, group)
+  local item = self.items[key]
+  if not item then
+    local watch, id = self.core:watch(data_id, group)
+    if not watch then
+      return nil, id
+    end
+    item = { data_id = data_id, group = group, watch = watch, id = id, entries = {}, peeked = {} }
+    self.items[key] = item
+    scheduler.handle(id, function(event)
+      on_event(self, item, event)
+    end)
+  end
+  local entry = { callback = callback, item = item }
+  item.entries[#item.entries + 1] = entry
+  if item.change and item.change.content then
+    scheduler.spawn(function() -- not from inside this call
+      scheduler.sleep(0)
+      notify(self, entry)
+    end)
+  end
+  return true
+end
+
+---Call `cb` once with the present value if the item exists, then at every change and at deletion (content nil), in a task of its own (it may
+---wait). Changes that come while it runs are merged, the newest is delivered. Its error is logged and passed to on_error; the next change is delivered all
+---the same.
+---@param data_id string
+---@param group string|nil               # default "DEFAULT_GROUP"
+---@param cb fun(change: nacos.Change)
+---@return true|nil
+---@return nacos.Error|nil               # only "closed" and "forked": a server that is down is no error here
+function Client:add_config_watcher(...)
+  local a = options.named(WATCH, "add_config_watcher", 2, ...)
+  return add_watcher(self, a.data_id, a.group, a.cb)
+end
+
+---Several callbacks on one item; they run concurrently.
+---@param data_id string
+---@param group string|nil                       # default "DEFAULT_GROUP"
+---@param cb_list (fun(change: nacos.Change))[]
+---@return true|nil
+---@return nacos.Error|nil
+function Client:add_config_watchers(...)
+  local a = options.named(WATCH_ALL, "add_config_watchers", 2, ...)
+  for _, callback in ipairs(a.cb_list) do
+    local ok, err = add_watcher(self, a.data_id, a.group, callback)
+    if not ok then
+      return nil, err
+    end
+  end
+  return true
+end
+
+local function drop_item(self, item)
+  item.watch:close()
+  scheduler.handle(item.id, nil)
+  self.items[key_of(item.data_id, item.group)] = nil
+end
+
+---Remove a callback from an item: one occurrence of it, or every one. A run under way ends by itself. Unknown callbacks are ignored.
+---@param data_id string
+---@param group string|nil        # default "DEFAULT_GROUP"
+---@param cb function
+---@param remove_all boolean|nil  # default false
+function Client:remove_config_watcher(...)
+  local a = options.named(UNWATCH, "remove_config_watcher", 2, ...)
+  local item = self.items[key_of(a.data_id, a.group)]
+  if not item then
+    return
+  end
+  for i = #item.entries, 1, -1 do
+    local entry = item.entries[i]
+    if entry.callback == a.cb then
+      entry.removed = true
+      table.remove(item.entries, i)
+      if not a.remove_all then
+        break
+      end
+    end
+  end
+  if #item.entries == 0 then
+    drop_item(self, item)
+  end
+end
+
+---The newest known value of a watched item, from memory: no I/O, no waiting, and nothing allocated while it does not change.
+---@param data_id string
+---@param group string|nil # default "DEFAULT_GROUP"
+---@return { content: string|nil, md5: string|nil, type: string|nil, source: string|nil, confirmed: number|nil }|nil # nil: not watched, or nothing known yet. content nil: the item does not exist. confirmed: unix seconds when a server last said so. Belongs to the client: copy what you keep
+function Client:peek(data_id, group)
+  local item = self.items[key_of(data_id, group or DEFAULT_GROUP)]
+  if not item then
+    options.named(PEEK, "peek", 2, data_id, group) -- not watched, or misuse?
+    return nil
+  end
+  return item.watch:peek(item.peeked)
+end
+
+-- ---- the rest --------------------------------------------------------------------------------------------------------------
+
+---@return table|nil # { server, connected, watches, polls, requests, failures, logins, callback_errors, callbacks_running, last_error }
+---@return nacos.Error|nil
+function Client:status()
+  local status, err = self.core:status()
+  if not status then
+    return nil, err
+  end
+  status.callback_errors = self.callback_errors
+  status.callbacks_running = self.running
+  return status
+end
+
+---End everything of the client: its requests answer "closed", its callbacks are not called any more. Returns within 100 ms, also with a long poll in
+---flight and from inside a callback. Closing twice is fine.
+function Client:close()
+  for _, item in pairs(self.items) do
+    scheduler.handle(item.id, nil)
+    for _, entry in ipairs(item.entries) do
+      entry.removed = true
+    end
+  end
+  self.items = {}
+  self.core:close()
+end
+
+Client.__close = Client.close
+
+return { new = new, create = make }

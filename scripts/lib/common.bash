@@ -1,0 +1,25 @@
+# What scripts/test, scripts/demo and .ci/run share. To be sourced from the project's root.
+
+# build_preset NAME: configures when needed and builds; prints only what went wrong.
+build_preset() {
+    local log=build/$1.log options=()
+    [ "${CI-}" = true ] && options=(-DLUNACOS_WERROR=ON)
+    mkdir -p build
+    if ! { cmake --preset "$1" "${options[@]}" && cmake --build "build/$1"; } >"$log" 2>&1; then
+        cat "$log" >&2
+        echo "building the preset $1 failed" >&2
+        return 1
+    fi
+}
+
+# free_port: a port for a real server, with its neighbours (see scripts/real-nacos) free as well.
+free_port() {
+    local port near
+    while port=$((20000 + RANDOM % 30000)); do
+        for near in $((port - 1000)) "$port" $((port + 1000)) $((port + 1001)); do
+            (exec 3<>"/dev/tcp/127.0.0.1/$near") 2>/dev/null && continue 2
+        done
+        echo "$port"
+        return
+    done
+}

@@ -1,0 +1,204 @@
+/** api: which request goes where, who may ask, and the small answers. */
+#include <stdio.h>
+#include <string.h>
+#include <strings.h>
+
+#include "embedded/request.h"
+
+const char *param(const struct request *r, const char *name)
+{
+    return form_get(&r->form, name, NULL);
+}
+
+bool need_param(struct request *r, const char *name, const char *type, const char *content_type)
+{
+    if (param(r, name))
+        return true;
+    char message[160];
+    snprintf(message, sizeof message, "Required request parameter '%s' for method parameter type %s is not present", name, type);
+    reply_caused(&r->reply, 500, content_type, message, true);
+    return false;
+}
+
+void wrong_method(struct request *r, const char *content_type)
+{
+    char message[96];
+    snprintf(message, sizeof message, "Request method '%.32s' not supported", r->method);
+    reply_caused(&r->reply, 500, content_type, message, true);
+}
+
+static bool is_get(const struct request *r)
+{
+    return strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0;
+}
+
+/** Equal, but for one slash at the end, which Spring forgives. */
+static bool is(const char *path, const char *wanted)
+{
+    size_t n = strlen(wanted);
+    return strncmp(path, wanted, n) == 0 && (path[n] == '\0' || strcmp(path + n, "/") == 0);
+}
+
+/** NULL: may pass. Otherwise the message of the 403. */
+static const char *refusal(struct request *r)
+{
+    const struct auth *a = &r->service->auth;
+    if (!auth_enabled(a))
+        return NULL;
+    const char *token = request_header(r, "Authorization");
+    token = token && strncmp(token, "Bearer ", 7) == 0 ? token + 7 : NULL;
+    if (text_blank(token))
+        token = request_header(r, "accessToken");
+    if (text_blank(token))
+        token = param(r, "accessToken");
+    if (!text_blank(token))
+        return auth_refusal(a, token);
+    return auth_password_ok(a, param(r, "username"), param(r, "password")) ? NULL : "user not found!";
+}
+
+static void login(struct request *r)
+{
+    struct auth *a = &r->service->auth;
+    if (!need_param(r, "username", "String", TYPE_TEXT) || !need_param(r, "password", "String", TYPE_TEXT))
+        return;
+    const char *username = param(r, "username"), *password = param(r, "password");
+    char *token = NULL;
+    if (text_blank(username) || text_blank(password)) {
+        reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
+    } else if (!auth_enabled(a)) {
+        /* Nobody checks tokens here: as servers without auth, give anybody a dummy. */
+        reply_json(&r->reply, 200,
+                   json_pack("{s:s, s:I, s:b, s:s}", "accessToken", "AUTH_DISABLED", "tokenTtl", (json_int_t)a->ttl, "globalAdmin",
+                             1, "username", username));
+    } else if (strcmp(username, a->username) != 0) {
+        char message[256];
+        snprintf(message, sizeof message, "User %.200s not found", username);
+        reply_caused(&r->reply, 500, TYPE_TEXT, message, true);
+    } else if (!auth_password_ok(a, username, password)) {
+        reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
+    } else if ((token = access_token(a))) {
+        reply_json(&r->reply, 200,
+                   json_pack("{s:s, s:I, s:b, s:s}", "accessToken", token, "tokenTtl", (json_int_t)a->ttl, "globalAdmin", 1,
+                             "username", username));
+        char bearer[2048];
+        snprintf(bearer, sizeof bearer, "Bearer %s", token);
+        reply_header(&r->reply, "Authorization", bearer);
+    } else {
+        reply_error_page(&r->reply, 500, "out of memory", r->path);
+    }
+    free(token);
+}
+
+static void state(struct request *r)
+{
+    char port[16];
+    snprintf(port, sizeof port, "%d", r->service->port);
+    const char *version = r->service->options->version;
+    reply_json(&r->reply, 200,
+               json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version ? version : "2.5.1",
+                         "standalone_mode", "standalone", "function_mode", "server_port", port, "auth_enabled",
+                         auth_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
+                         "false", "console_ui_enabled", "false", "login_page_enabled", "false", "maxContent", "10485760"));
+}
+
+static void namespaces(struct request *r)
+{
+    reply_json(&r->reply, 200,
+               json_pack("{s:i, s:n, s:[{s:s, s:s, s:n, s:i, s:I, s:i}]}", "code", 200, "message", "data", "namespace", "",
+                         "namespaceShowName", "public", "namespaceDesc", "quota", 200, "configCount",
+                         (json_int_t)r->service->store.record_count, "type", 0));
+}
+
+static void health(struct request *r)
+{
+    reply_text(&r->reply, 200, TYPE_JSON_UTF8, "UP");
+}
+
+static void alive(struct request *r)
+{
+    reply_text(&r->reply, 200, TYPE_TEXT, "OK");
+}
+
+static void metrics(struct request *r)
+{
+    reply_json(&r->reply, 200, json_pack("{s:s}", "status", "UP"));
+}
+
+/** What an address server says: the members of the cluster, one a line. */
+static void server_list(struct request *r)
+{
+    char text[300];
+    const char *host = r->service->options->host;
+    snprintf(text, sizeof text, strchr(host, ':') ? "[%.255s]:%d\n" : "%.255s:%d\n", host, r->service->port);
+    reply_text(&r->reply, 200, TYPE_TEXT, text);
+}
+
+static const struct route {
+    const char *path, *method, *type;
+    void (*handle)(struct request *r);
+} routes[] = {{"/v1/auth/login", "POST", TYPE_TEXT, login},
+              {"/v1/auth/users/login", "POST", TYPE_TEXT, login},
+              {"/v1/cs/health", "GET", TYPE_JSON_UTF8, health},
+              {"/v1/console/server/state", "GET", TYPE_TEXT, state},
+              {"/v1/console/namespaces", "GET", TYPE_TEXT, namespaces},
+              {"/v1/console/health/liveness", "GET", TYPE_TEXT, alive},
+              {"/v1/console/health/readiness", "GET", TYPE_TEXT, alive},
+              {"/v1/ns/operator/metrics", "GET", TYPE_TEXT, metrics}};
+
+#define CONFIGS "/v1/cs/configs"
+
+/** Answers a request to the configurations, if it may be asked. */
+static void configs(struct request *r, const char *below)
+{
+    const char *why = refusal(r);
+    if (why) {
+        reply_error_page(&r->reply, 403, why, r->path);
+        request_answer(r);
+    } else {
+        config_handle(r, below);
+    }
+}
+
+static void small(struct request *r, const char *path)
+{
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
+        const struct route *route = &routes[i];
+        if (!is(path, route->path))
+            continue;
+        if (strcmp(route->method, "GET") == 0 ? is_get(r) : strcmp(route->method, r->method) == 0)
+            route->handle(r);
+        else
+            wrong_method(r, route->type);
+        return;
+    }
+    if (strncmp(path, "/v1/ns/", 7) == 0) { /* the naming half is not here: as any unknown call of it */
+        char message[512];
+        snprintf(message, sizeof message, "no such api:%.32s:%.400s", r->method, r->path);
+        reply_error_page(&r->reply, 501, message, r->path);
+    } else {
+        reply_error_page(&r->reply, 404, "No message available", r->path);
+    }
+}
+
+void api_handle(struct request *r)
+{
+    const char *context = r->service->options->context_path;
+    size_t n = strlen(context);
+    const char *path = strncmp(r->path, context, n) == 0 && (r->path[n] == '/' || r->path[n] == '\0') ? r->path + n : NULL;
+    if (strcmp(r->path, "/nacos/serverlist") == 0 && is_get(r)) {
+        server_list(r);
+    } else if (!path) {
+        reply_text(&r->reply, 404, "text/html;charset=utf-8",
+                   "<!doctype html><html lang=\"en\"><head><title>HTTP Status 404 - Not Found</title></head>"
+                   "<body><h1>HTTP Status 404 - Not Found</h1></body></html>");
+    } else if (is(path, CONFIGS)) {
+        configs(r, "");
+        return;
+    } else if (is(path, CONFIGS "/listener")) {
+        configs(r, "/listener");
+        return;
+    } else {
+        small(r, path);
+    }
+    request_answer(r);
+}

@@ -1,0 +1,28 @@
+/** auth: the one optional user, and the tokens a login gives out.
+ *
+ *  Tokens have the shape of the real ones (a JWT signed with HMAC-SHA256) and are not stored: what they say is checked. */
+#ifndef LUNACOS_EMBEDDED_AUTH_H
+#define LUNACOS_EMBEDDED_AUTH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct auth {
+    const char *username, *password; /* username NULL: open to everybody */
+    long ttl;                        /* seconds */
+    unsigned char key[32];
+    unsigned long serial, expired; /* tokens up to number `expired` count as expired */
+};
+
+/** False: no random bytes for the key. */
+bool access_init(struct auth *a, const char *username, const char *password, long ttl);
+bool auth_enabled(const struct auth *a);
+bool auth_password_ok(const struct auth *a, const char *username, const char *password);
+/** A new token; free(). NULL: out of memory. */
+char *access_token(struct auth *a);
+/** NULL: the token is good. Otherwise the words of the real server's 403. */
+const char *auth_refusal(const struct auth *a, const char *token);
+/** Every token given out so far is expired from now on. */
+void auth_expire(struct auth *a);
+
+#endif

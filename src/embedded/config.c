@@ -1,0 +1,429 @@
+/** config: /v1/cs/configs as Nacos 2.5.1 answers it: read, publish, remove, search, listen.
+ *
+ *  Not here: beta and tag versions, history, import and export. */
+#include <errno.h>
+#include <limits.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+
+#include "embedded/ids.h"
+#include "embedded/request.h"
+
+enum {
+    MIN_HOLD = 10000,     /* ms */
+    EARLY = 500,          /* ms before the client's timeout */
+    BUFFERED = 8192,      /* a servlet answer up to this size has a Content-Length */
+    HEADER_VALUES = 8192, /* as much as the real server has room for in headers */
+};
+
+static void caused(struct request *r, int status, const char *message)
+{
+    reply_caused(&r->reply, status, TYPE_JSON_UTF8, message, status == 500);
+}
+
+static void no_memory(struct request *r)
+{
+    reply_error_page(&r->reply, 500, "out of memory", r->path);
+}
+
+static const char *or_empty(const char *text)
+{
+    return text_blank(text) ? "" : text;
+}
+
+/** The check that comes before anything else. False: answered. */
+static bool ids_legal(struct request *r, bool aliases)
+{
+    size_t tenant_len = 0, data_id_len = 0, group_len = 0;
+    const char *tenant = aliases ? form_get(&r->form, "namespaceId", &tenant_len) : NULL;
+    if (text_blank(tenant))
+        tenant = form_get(&r->form, "tenant", &tenant_len);
+    if (aliases && text_blank(tenant))
+        tenant = form_get(&r->form, "namespace", &tenant_len);
+    const char *data_id = form_get(&r->form, "dataId", &data_id_len), *group = form_get(&r->form, "group", &group_len);
+    const char *why = ids_refusal(tenant, tenant_len, data_id, data_id_len, group, group_len);
+    if (!why)
+        return true;
+    reply_text(&r->reply, 400, TYPE_JSON_UTF8, why);
+    reply_no_cache(&r->reply);
+    return false;
+}
+
+static bool need(struct request *r, const char *name)
+{
+    return need_param(r, name, "String", TYPE_JSON_UTF8);
+}
+
+/** dataId and group are there and not blank. False: answered. */
+static bool key_given(struct request *r)
+{
+    if (!need(r, "dataId") || !need(r, "group"))
+        return false;
+    const char *data_id = param(r, "dataId"), *group = param(r, "group");
+    if (!text_blank(data_id) && !text_blank(group))
+        return true;
+    char message[300];
+    if (text_blank(data_id))
+        snprintf(message, sizeof message, "invalid dataId : %.256s", data_id);
+    else
+        snprintf(message, sizeof message, "invalid group : %.256s", group);
+    caused(r, 400, message);
+    return false;
+}
+
+static void answer_true(struct request *r)
+{
+    reply_text(&r->reply, 200, TYPE_JSON_UTF8, "true");
+    r->reply.chunked = true;
+}
+
+static void read_one(struct request *r)
+{
+    if (!key_given(r))
+        return;
+    /* tenant is taken as it is: `public` is a namespace of its own here, in which 2.5.1 never stores anything */
+    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    const struct record *v = item ? item->visible : NULL;
+    if (!v || !text_blank(param(r, "tag"))) {
+        reply_text(&r->reply, 404, TYPE_JSON_UTF8, "config data not exist\n");
+        return;
+    }
+    reply_text(&r->reply, 200, TYPE_TEXT, "");
+    reply_header(&r->reply, "Config-Type", v->type);
+    reply_header(&r->reply, "Content-MD5", v->md5);
+    reply_no_cache(&r->reply);
+    char date[32];
+    http_date(v->modified / 1000, date);
+    reply_header(&r->reply, "Last-Modified", date);
+    reply_header(&r->reply, "Encrypted-Data-Key", "");
+    r->reply.chunked = true;
+    buf_append(&r->reply.body, v->content, v->len);
+}
+
+static json_t *text_json(const char *text)
+{
+    return text ? json_string(text) : json_null();
+}
+
+static json_t *id_json(const struct record *r)
+{
+    char id[24];
+    snprintf(id, sizeof id, "%llu", (unsigned long long)r->id);
+    return json_string(id);
+}
+
+/** The console's view: what the database holds. */
+static void show_all(struct request *r)
+{
+    if (!key_given(r))
+        return;
+    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    const struct record *v = item ? item->record : NULL;
+    if (!v) {
+        reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
+        return;
+    }
+    reply_json(&r->reply, 200,
+               json_pack("{s:o, s:s, s:s, s:o, s:s, s:s, s:s, s:o, s:s, s:I, s:I, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "id",
+                         id_json(v), "dataId", item->data_id, "group", item->group, "content", json_stringn(v->content, v->len),
+                         "md5", v->md5, "encryptedDataKey", "", "tenant", item->tenant, "appName", text_json(v->app_name), "type",
+                         v->type, "createTime", (json_int_t)v->created, "modifyTime", (json_int_t)v->modified, "createUser",
+                         text_json(v->user), "createIp", "127.0.0.1", "desc", text_json(v->desc), "use", text_json(v->use),
+                         "effect", text_json(v->effect), "schema", text_json(v->schema), "configTags", text_json(v->tags)));
+}
+
+/** A whole number in a parameter. False: answered. */
+static bool int_param(struct request *r, const char *name, int *out)
+{
+    if (!need_param(r, name, "int", TYPE_JSON_UTF8))
+        return false;
+    const char *text = param(r, name);
+    char *end;
+    errno = 0;
+    long n = strtol(text, &end, 10);
+    if (*text && !*end && errno == 0 && n >= INT_MIN && n <= INT_MAX) {
+        *out = (int)n;
+        return true;
+    }
+    char message[400];
+    snprintf(message, sizeof message,
+             "Failed to convert value of type 'java.lang.String' to required type 'int'; nested exception is "
+             "java.lang.NumberFormatException: For input string: \"%.80s\";caused: For input string: \"%.80s\"",
+             text, text);
+    caused(r, 500, message);
+    return false;
+}
+
+static json_t *found_json(const struct item *item, bool like)
+{
+    const struct record *v = item->record;
+    return json_pack("{s:o, s:s, s:s, s:o, s:n, s:o, s:s, s:o, s:s}", "id", id_json(v), "dataId", item->data_id, "group",
+                     item->group, "content", json_stringn(v->content, v->len), "md5", "encryptedDataKey",
+                     like ? json_string("") : json_null(), "tenant", item->tenant, "appName", text_json(v->app_name), "type",
+                     v->type);
+}
+
+static void search(struct request *r, bool like)
+{
+    int page, size;
+    if (!need(r, "dataId") || !need(r, "group") || !int_param(r, "pageNo", &page) || !int_param(r, "pageSize", &size))
+        return;
+    struct query q = {.like = like,
+                      .data_id = param(r, "dataId"),
+                      .group = param(r, "group"),
+                      .tenant = or_empty(param(r, "tenant")),
+                      .app_name = param(r, "appName"),
+                      .tags = param(r, "config_tags"),
+                      .types = like ? param(r, "types") : NULL};
+    if (page <= 0 || size <= 0) {
+        char message[400];
+        snprintf(message, sizeof message,
+                 "serialize page error, dataId=%.150s, group=%.150s;caused: pageNo and pageSize must be greater than zero",
+                 q.data_id, q.group);
+        caused(r, 500, message);
+        return;
+    }
+    json_t *list = json_array();
+    long long total = 0, first = ((long long)page - 1) * size;
+    for (struct item *i = r->service->store.first; i; i = i->after)
+        if (store_matches(&q, i)) {
+            if (total >= first && total < first + size)
+                json_array_append_new(list, found_json(i, like));
+            total++;
+        }
+    reply_json(&r->reply, 200,
+               json_pack("{s:I, s:i, s:I, s:o}", "totalCount", (json_int_t)total, "pageNumber", page, "pagesAvailable",
+                         (json_int_t)((total + size - 1) / size), "pageItems", list));
+}
+
+static void read_any(struct request *r)
+{
+    const char *show = param(r, "show"), *how = param(r, "search");
+    bool accurate = how && strcmp(how, "accurate") == 0, blur = how && strcmp(how, "blur") == 0;
+    bool all = show && strcmp(show, "all") == 0;
+    if (!all && blur) /* a pattern may hold what an identifier may not */
+        search(r, true);
+    else if (!ids_legal(r, all || !accurate))
+        return;
+    else if (all)
+        show_all(r);
+    else if (accurate)
+        search(r, false);
+    else
+        read_one(r);
+}
+
+/** The longer texts of a publish. NULL: fine. */
+static const char *too_long(const struct request *r)
+{
+    static const struct {
+        const char *name;
+        size_t max;
+        const char *why;
+    } limits[] = {{"desc", 128, "too long desc, over 128"},
+                  {"use", 32, "too long use, over 32"},
+                  {"effect", 32, "too long effect, over 32"},
+                  {"schema", 32768, "too long schema, over 32768"}};
+    size_t len;
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const char *text = form_get(&r->form, limits[i].name, &len);
+        if (text && text_units(text, len) > limits[i].max)
+            return limits[i].why;
+    }
+    const char *tags = param(r, "config_tags");
+    size_t count = 0;
+    for (const char *tag = tags; tag && *tag; count++) {
+        size_t n = strcspn(tag, ",");
+        if (text_units(tag, n) > 64)
+            return "too long tag, over 64";
+        tag += n + (tag[n] == ',');
+    }
+    return count > 5 ? "too much config_tags, over 5" : NULL;
+}
+
+static void publish(struct request *r)
+{
+    struct publish p = {.data_id = param(r, "dataId"),
+                        .group = param(r, "group"),
+                        .tenant = or_empty(param(r, "tenant")),
+                        .type = param(r, "type"),
+                        .cas_md5 = request_header(r, "casMd5"),
+                        .app_name = param(r, "appName"),
+                        .tags = param(r, "config_tags"),
+                        .desc = param(r, "desc"),
+                        .use = param(r, "use"),
+                        .effect = param(r, "effect"),
+                        .schema = param(r, "schema"),
+                        .user = param(r, "src_user")};
+    if (!need(r, "dataId") || !need(r, "group") || !need(r, "content") || !key_given(r))
+        return;
+    p.content = form_get(&r->form, "content", &p.len);
+    if (strcasecmp(p.tenant, "public") == 0 || strcasecmp(p.tenant, "null") == 0)
+        p.tenant = "";
+    const char *why = too_long(r);
+    if (text_blank(p.content) && strlen(p.content) == p.len) {
+        char message[64];
+        snprintf(message, sizeof message, "content is blank : %.32s", p.content);
+        caused(r, 400, message);
+    } else if (why) {
+        caused(r, 400, why);
+    } else if (!text_blank(param(r, "tag")) || !text_blank(request_header(r, "betaIps"))) {
+        reply_error_page(&r->reply, 501, "the embedded server has no beta and tag versions", r->path);
+    } else {
+        switch (store_publish(&r->service->store, &p)) {
+        case STORE_DONE:
+            answer_true(r);
+            break;
+        case STORE_CONFLICT:
+            caused(r, 500, "Cas publish fail, server md5 may have changed.");
+            break;
+        case STORE_NO_MEMORY:
+            no_memory(r);
+        }
+    }
+}
+
+static void remove_one(struct request *r)
+{
+    if (!key_given(r))
+        return;
+    /* `public` is not mapped here: the item without a tenant stays */
+    if (text_blank(param(r, "tag")) &&
+        store_remove(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant"))) != STORE_DONE)
+        no_memory(r);
+    else
+        answer_true(r);
+}
+
+static void answer_keys(struct reply *reply, struct buf *keys)
+{
+    reply_text(reply, 200, TYPE_JSON_UTF8, "");
+    reply_no_cache(reply);
+    buf_puts(keys, "\n");
+    buf_free(&reply->body);
+    reply->body = *keys;
+    reply->chunked = keys->len > BUFFERED;
+}
+
+void config_poll_ended(void *arg, struct poll *p, const struct item *item)
+{
+    (void)arg;
+    struct request *r = (struct request *)((char *)p - offsetof(struct request, poll));
+    reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
+    if (item) {
+        struct buf keys;
+        buf_init(&keys, SIZE_MAX / 2);
+        poll_append_key(&keys, item);
+        answer_keys(&r->reply, &keys);
+    }
+    request_answer(r);
+}
+
+/** A listener without a timeout: the oldest clients' way, answered in headers. */
+static void answer_in_headers(struct request *r)
+{
+    struct buf old_form, new_form;
+    buf_init(&old_form, HEADER_VALUES);
+    buf_init(&new_form, HEADER_VALUES);
+    poll_stale_headers(&r->poll, &old_form, &new_form);
+    if (old_form.failed || new_form.failed || old_form.len + new_form.len > HEADER_VALUES) {
+        reply_error_page(&r->reply, 500, "the answer does not fit into headers", r->path);
+    } else {
+        reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
+        reply_header(&r->reply, "Probe-Modify-Response", old_form.data ? old_form.data : "");
+        reply_header(&r->reply, "Probe-Modify-Response-New", new_form.data ? new_form.data : "");
+        reply_no_cache(&r->reply);
+    }
+    buf_free(&old_form);
+    buf_free(&new_form);
+}
+
+/** Java's Long.parseLong. */
+static bool parse_long(const char *text, long long *out)
+{
+    char *end;
+    errno = 0;
+    *out = strtoll(text, &end, 10);
+    return *text && *text != ' ' && !*end && errno == 0;
+}
+
+/** A poll that was read: answer it or park it. True: parked. */
+static bool poll_or_park(struct request *r, const char *timeout)
+{
+    struct buf keys;
+    buf_init(&keys, SIZE_MAX / 2);
+    if (poll_stale(&r->poll, &keys)) {
+        answer_keys(&r->reply, &keys);
+        return false;
+    }
+    const char *no_hangup = request_header(r, "Long-Pulling-Timeout-No-Hangup");
+    long long wait;
+    if (no_hangup && strcasecmp(no_hangup, "true") == 0) {
+        reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
+    } else if (!parse_long(timeout, &wait)) {
+        char message[128];
+        snprintf(message, sizeof message, "For input string: \"%.80s\"", timeout);
+        caused(r, 400, message);
+    } else {
+        poll_park(&r->service->polls, &r->poll, wait > MIN_HOLD + EARLY ? wait - EARLY : MIN_HOLD);
+        form_free(&r->form); /* a parked poll is small */
+        return true;
+    }
+    return false;
+}
+
+/** True: parked, the answer comes later. */
+static bool listen_for(struct request *r)
+{
+    size_t len = 0;
+    const char *text = form_get(&r->form, "Listening-Configs", &len), *why = "";
+    enum poll_status status = text ? poll_read(&r->service->polls, &r->poll, (char *)text, len, &why) : POLL_INVALID;
+    const char *timeout = request_header(r, "Long-Pulling-Timeout");
+    switch (status) {
+    case POLL_READ:
+        if (timeout && poll_or_park(r, timeout))
+            return true;
+        if (!timeout)
+            answer_in_headers(r);
+        break;
+    case POLL_INVALID:
+        caused(r, 400, "invalid probeModify");
+        break;
+    case POLL_BROKEN:
+        reply_error_page(&r->reply, 500, "invalid probeModify", r->path);
+        break;
+    case POLL_ILLEGAL:
+        reply_text(&r->reply, 400, TYPE_JSON_UTF8, why);
+        reply_no_cache(&r->reply);
+        break;
+    case POLL_NO_MEMORY:
+        no_memory(r);
+    }
+    poll_clear(&r->service->polls, &r->poll);
+    return false;
+}
+
+void config_handle(struct request *r, const char *path)
+{
+    bool get = strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0, post = strcmp(r->method, "POST") == 0;
+    if (*path) {
+        if (!post)
+            wrong_method(r, TYPE_JSON_UTF8);
+        else if (listen_for(r))
+            return;
+    } else if (get) {
+        read_any(r);
+    } else if (post) {
+        if (ids_legal(r, true))
+            publish(r);
+    } else if (strcmp(r->method, "DELETE") == 0) {
+        if (ids_legal(r, true))
+            remove_one(r);
+    } else {
+        wrong_method(r, TYPE_JSON_UTF8);
+    }
+    request_answer(r);
+}

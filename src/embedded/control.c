@@ -1,0 +1,72 @@
+/** control: what tests ask of the server under /__lunacos/: faults, the requests seen, numbers. */
+#include <string.h>
+
+#include "embedded/request.h"
+
+static void refuse(struct request *r, int status, const char *why)
+{
+    reply_json(&r->reply, status, json_pack("{s:s}", "error", why));
+}
+
+static void add_faults(struct request *r)
+{
+    struct faults *faults = &r->service->faults;
+    json_error_t error;
+    char why[160] = "the body must be JSON";
+    json_t *spec = r->body.data ? json_loadb(r->body.data, r->body.len, 0, &error) : NULL;
+    if (spec && faults_add(faults, spec, why, sizeof why))
+        reply_json(&r->reply, 200, json_pack("{s:I}", "faults", (json_int_t)faults->count));
+    else
+        refuse(r, 400, why);
+    json_decref(spec);
+}
+
+static void clear_faults(struct request *r)
+{
+    faults_clear(&r->service->faults);
+    reply_json(&r->reply, 200, json_pack("{s:i}", "faults", 0));
+}
+
+static void show_requests(struct request *r)
+{
+    reply_json(&r->reply, 200, reqlog_json(&r->service->log));
+}
+
+static void clear_requests(struct request *r)
+{
+    reqlog_clear(&r->service->log);
+    reply_json(&r->reply, 200, json_pack("{s:i}", "total", 0));
+}
+
+static void show_stats(struct request *r)
+{
+    const struct service *s = r->service;
+    reply_json(&r->reply, 200,
+               json_pack("{s:I, s:I, s:I, s:I}", "polls_held", (json_int_t)s->polls.parked, "connections",
+                         (json_int_t)request_connections(r), "configs", (json_int_t)s->store.record_count, "bytes_in",
+                         (json_int_t)s->bytes_in));
+}
+
+static void expire(struct request *r)
+{
+    auth_expire(&r->service->auth);
+    reply_json(&r->reply, 200, json_pack("{s:I}", "expired", (json_int_t)r->service->auth.expired));
+}
+
+void control_handle(struct request *r)
+{
+    static const struct {
+        const char *path, *method;
+        void (*handle)(struct request *r);
+    } routes[] = {{"/__lunacos/faults", "POST", add_faults},     {"/__lunacos/faults", "DELETE", clear_faults},
+                  {"/__lunacos/requests", "GET", show_requests}, {"/__lunacos/requests", "DELETE", clear_requests},
+                  {"/__lunacos/stats", "GET", show_stats},       {"/__lunacos/expire", "POST", expire}};
+    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++)
+        if (strcmp(r->path, routes[i].path) == 0 && strcmp(r->method, routes[i].method) == 0) {
+            routes[i].handle(r);
+            request_answer(r);
+            return;
+        }
+    refuse(r, 404, "no such path or method under /__lunacos/");
+    request_answer(r);
+}

@@ -1,0 +1,43 @@
+/** faults: what the server does wrong on purpose, for tests of clients. */
+#ifndef LUNACOS_EMBEDDED_FAULTS_H
+#define LUNACOS_EMBEDDED_FAULTS_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+enum fault_kind {
+    FAULT_DELAY,   /* the normal answer, late */
+    FAULT_STATUS,  /* another answer; the request does nothing */
+    FAULT_DROP,    /* the first `number` bytes of the normal answer, then the connection closes */
+    FAULT_GARBAGE, /* bytes that are not HTTP, then close; the request does nothing */
+    FAULT_LENGTH,  /* the normal answer with `number` as its Content-Length, then close */
+    FAULT_ENDLESS, /* 200 and a body without end; the request does nothing */
+    FAULT_HANG     /* never an answer; the request does nothing */
+};
+
+struct fault {
+    struct fault *next;
+    unsigned refs; /* the list's and those of requests it applies to */
+    json_t *spec;  /* owns the texts below */
+    const char *path, *method, *data_id;
+    bool prefix;
+    json_int_t times; /* left; negative: for ever */
+    double delay;     /* seconds */
+    enum fault_kind kind;
+    int status;
+    json_int_t number;
+};
+
+struct faults {
+    struct fault *first, *last;
+    size_t count;
+};
+
+/** Appends the faults of `spec`, one object or a list of them: all or none. False: `why` says what is wrong. */
+bool faults_add(struct faults *f, json_t *spec, char *why, size_t why_size);
+void faults_clear(struct faults *f);
+/** The first fault that applies, counted down; a reference for the caller. NULL: none. */
+struct fault *faults_match(struct faults *f, const char *path, const char *method, const char *data_id);
+void fault_release(struct fault *fault);
+
+#endif

@@ -1,0 +1,79 @@
+/** request: one request on its way through the server, between server.c (which owns it) and the files that answer it. */
+#ifndef LUNACOS_EMBEDDED_REQUEST_H
+#define LUNACOS_EMBEDDED_REQUEST_H
+
+#include "embedded/auth.h"
+#include "embedded/faults.h"
+#include "embedded/form.h"
+#include "embedded/poll.h"
+#include "embedded/reply.h"
+#include "embedded/reqlog.h"
+#include "embedded/server.h"
+#include "embedded/store.h"
+
+struct MHD_Connection;
+struct conn;
+struct raw;
+
+enum phase {
+    PHASE_BUSY,  /* no answer yet: it is read, or waits */
+    PHASE_READY, /* `reply` goes out at the next turn */
+    PHASE_CLOSE  /* the connection is closed at the next turn */
+};
+
+struct service;
+
+struct request {
+    struct service *service;
+    struct conn *conn;
+    struct MHD_Connection *mhd;
+    char *method, *path, *query;
+    struct buf body;
+    bool too_long; /* the body passed the limit and was thrown away */
+    struct form form;
+    enum phase phase;
+    bool begun, suspended;
+    struct request *before, *after; /* the other suspended ones */
+    struct reply reply;
+    struct poll poll;
+    struct timer delay;
+    struct fault *fault;
+    struct raw *raw;
+    unsigned long logged;
+};
+
+/** What the answering files share. One per server; they change only what is theirs. */
+struct service {
+    const struct embedded_options *options;
+    int port;
+    struct timers timers;
+    struct store store;
+    struct polls polls;
+    struct auth auth;
+    struct faults faults;
+    struct reqlog log;
+    uint64_t bytes_in;
+};
+
+const char *request_header(struct request *r, const char *name);
+/** Number of open connections. */
+unsigned request_connections(struct request *r);
+/** `r->reply` is complete. Called once for each request, from inside api_handle() or later. */
+void request_answer(struct request *r);
+
+/** api: answers the request, or parks it and answers later. */
+void api_handle(struct request *r);
+/** The requests under /__lunacos/. */
+void control_handle(struct request *r);
+/** config: /v1/cs/configs and below. `path` is what follows that, "" or "/listener". */
+void config_handle(struct request *r, const char *path);
+/** For polls.ended: the answer to a poll that was parked. */
+void config_poll_ended(void *arg, struct poll *p, const struct item *item);
+
+/** A parameter from query or body, NULL if absent. */
+const char *param(const struct request *r, const char *name);
+/** True if it is there; otherwise the answer says that it is missing and `type` is what it should have been. */
+bool need_param(struct request *r, const char *name, const char *type, const char *content_type);
+void wrong_method(struct request *r, const char *content_type);
+
+#endif

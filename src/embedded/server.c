@@ -1,0 +1,710 @@
+/** server: see server.h. The only file that knows libmicrohttpd.
+ *
+ *  The daemon runs in external-epoll mode: its epoll descriptor is one uv_poll of our loop, its idle timeouts one uv_timer. A
+ * request that waits (long poll, delay, raw bytes) is suspended: libmicrohttpd then forgets its socket, so, as in the real server,
+ * a client that hangs up is noticed only when it is answered. Resuming makes the daemon call on_request() again for it, which looks
+ * at the phase. */
+#include "embedded/server.h"
+
+#include <errno.h>
+#include <gnutls/gnutls.h>
+#include <microhttpd.h>
+#include <netdb.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "embedded/request.h"
+#include "engine/file.h"
+
+enum {
+    FORM_LIMIT = 2097152,    /* bytes of body; a larger one has no parameters */
+    LAST_RESPONSE = 100,     /* of a connection */
+    IDLE_SECONDS = 60,       /* then a connection is closed */
+    CONNECTION_POOL = 16384, /* bytes per connection: 8 KiB of request headers, their index, and those of the answer */
+    SPARE_FILES = 64,        /* descriptors that are not connections */
+    BACKLOG = 4096,
+    PEM_MAX = 1 << 20,
+};
+
+struct server {
+    struct service service;
+    struct embedded_options options;
+    uv_loop_t loop;
+    uv_poll_t epoll;
+    uv_timer_t idle;
+    uv_signal_t term, interrupt;
+    struct MHD_Daemon *daemon;
+    unsigned long connections; /* ever */
+    struct request *suspended; /* libmicrohttpd wants each of them resumed before it stops */
+    bool woken;                /* one was resumed: the daemon must run, nothing else makes it look */
+};
+
+/** One connection, over all its requests. */
+struct conn {
+    unsigned long id;
+    unsigned answered;
+    char *uri; /* of the request being read, as it came */
+};
+
+/** Bytes written past libmicrohttpd while the connection is suspended; then, or at once if there are none, it waits for the client
+ * to hang up or closes. */
+struct raw {
+    uv_poll_t poll;
+    struct request *request; /* NULL: it is gone */
+    struct buf bytes;
+    size_t sent;
+    int fd;
+    bool hang;
+};
+
+static struct server *server_of(struct request *r)
+{
+    return (struct server *)r->service; /* its first member */
+}
+
+static void on_idle(uv_timer_t *timer);
+
+/* ---- suspending and resuming ---- */
+
+static void suspend(struct request *r)
+{
+    struct server *s = server_of(r);
+    r->suspended = true;
+    r->before = NULL;
+    r->after = s->suspended;
+    if (r->after)
+        r->after->before = r;
+    s->suspended = r;
+    MHD_suspend_connection(r->mhd);
+}
+
+/** The request has something to do at the next turn. */
+static void wake(struct request *r, enum phase phase)
+{
+    r->phase = phase;
+    if (!r->suspended)
+        return;
+    r->suspended = false;
+    if (r->before)
+        r->before->after = r->after;
+    else
+        server_of(r)->suspended = r->after;
+    if (r->after)
+        r->after->before = r->before;
+    MHD_resume_connection(r->mhd);
+    server_of(r)->woken = true;
+    uv_timer_start(&server_of(r)->idle, on_idle, 0, 0);
+}
+
+/* ---- raw answers ---- */
+
+static void on_raw_closed(uv_handle_t *h)
+{
+    struct raw *raw = h->data;
+    buf_free(&raw->bytes);
+    free(raw);
+}
+
+static void raw_end(struct raw *raw)
+{
+    if (raw->request)
+        raw->request->raw = NULL;
+    raw->request = NULL;
+    uv_close((uv_handle_t *)&raw->poll, on_raw_closed);
+}
+
+static void on_raw(uv_poll_t *poll, int status, int events)
+{
+    struct raw *raw = poll->data;
+    struct request *r = raw->request;
+    bool over = status < 0;
+    if (!over && raw->sent < raw->bytes.len && (events & UV_WRITABLE)) {
+        ssize_t n = send(raw->fd, raw->bytes.data + raw->sent, raw->bytes.len - raw->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n > 0)
+            raw->sent += (size_t)n;
+        else if (n < 0 && errno != EAGAIN && errno != EINTR)
+            over = true;
+    }
+    if (events & UV_READABLE) {
+        char scrap[512];
+        ssize_t n = recv(raw->fd, scrap, sizeof scrap, MSG_DONTWAIT);
+        over |= n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
+    }
+    if (!raw->hang && raw->sent == raw->bytes.len)
+        over = true;
+    if (over) {
+        raw_end(raw);
+        wake(r, PHASE_CLOSE);
+    }
+}
+
+/** Sends the bytes (which it takes) and closes; `hang`: sends them and waits for the client to go. */
+static void raw_start(struct request *r, struct buf *bytes, bool hang)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(r->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct raw *raw = info && !bytes->failed ? calloc(1, sizeof *raw) : NULL;
+    if (!raw || uv_poll_init(&server_of(r)->loop, &raw->poll, info->connect_fd) != 0) {
+        free(raw);
+        buf_free(bytes);
+        wake(r, PHASE_CLOSE);
+        return;
+    }
+    raw->poll.data = raw;
+    raw->request = r;
+    raw->bytes = *bytes;
+    raw->fd = info->connect_fd;
+    raw->hang = hang;
+    r->raw = raw;
+    uv_poll_start(&raw->poll, hang ? UV_READABLE : UV_WRITABLE, on_raw);
+}
+
+/* ---- answering ---- */
+
+static void deliver(void *arg)
+{
+    struct request *r = arg;
+    struct fault *fault = r->fault;
+    struct buf bytes;
+    if (r->logged)
+        reqlog_status(&r->service->log, r->logged, r->reply.status);
+    if (!fault || (fault->kind != FAULT_DROP && fault->kind != FAULT_LENGTH)) {
+        wake(r, PHASE_READY);
+        return;
+    }
+    buf_init(&bytes, SIZE_MAX / 2);
+    reply_compose(&r->reply, fault->kind == FAULT_LENGTH ? fault->number : -1, &bytes);
+    if (fault->kind == FAULT_DROP && (json_int_t)bytes.len > fault->number)
+        bytes.len = (size_t)fault->number;
+    raw_start(r, &bytes, false);
+}
+
+void request_answer(struct request *r)
+{
+    if (r->fault && r->fault->delay > 0)
+        timer_set(&r->service->timers, &r->delay, (int64_t)(r->fault->delay * 1000), deliver, r);
+    else
+        deliver(r);
+}
+
+/** The answers that take the place of the normal one. */
+static void misbehave(void *arg)
+{
+    struct request *r = arg;
+    struct buf bytes;
+    buf_init(&bytes, SIZE_MAX / 2);
+    switch (r->fault->kind) {
+    case FAULT_HANG:
+        raw_start(r, &bytes, true);
+        break;
+    case FAULT_GARBAGE:
+        for (int i = 0; i < 16; i++)
+            buf_append(&bytes, "\x16\x03 these bytes are not HTTP \xff\xfe\0\r\n", 33);
+        raw_start(r, &bytes, false);
+        break;
+    default:
+        deliver(r);
+    }
+}
+
+/** Fills the reply from a fault's description. */
+static void fault_reply(struct request *r)
+{
+    const json_t *spec = r->fault->spec;
+    const json_t *body = json_object_get(spec, "body");
+    const char *name;
+    json_t *value;
+    r->reply.status = r->fault->kind == FAULT_ENDLESS ? 200 : r->fault->status;
+    json_object_foreach(json_object_get(spec, "headers"), name, value) reply_header(&r->reply, name, json_string_value(value));
+    if (!reply_has_header(&r->reply, "Content-Type"))
+        reply_header(&r->reply, "Content-Type", TYPE_TEXT);
+    if (body)
+        buf_append(&r->reply.body, json_string_value(body), json_string_length(body));
+}
+
+static ssize_t endless(void *cls, uint64_t pos, char *buf, size_t max)
+{
+    (void)cls;
+    (void)pos;
+    memset(buf, 'x', max);
+    return (ssize_t)max;
+}
+
+static enum MHD_Result send_reply(struct request *r)
+{
+    struct reply *reply = &r->reply;
+    if (reply->head.failed || reply->body.failed)
+        return MHD_NO;
+    size_t len = reply->body.len;
+    char *body = buf_take(&reply->body, NULL);
+    struct MHD_Response *out;
+    if (r->fault && r->fault->kind == FAULT_ENDLESS)
+        out = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, CONNECTION_POOL / 2, endless, NULL, NULL);
+    else
+        out = MHD_create_response_from_buffer(len, body ? body : (char *)"", body ? MHD_RESPMEM_MUST_FREE : MHD_RESPMEM_PERSISTENT);
+    if (!out) {
+        free(body);
+        return MHD_NO;
+    }
+    const char *name, *value;
+    bool ok = true;
+    /* Connection comes first: adding it makes libmicrohttpd 0.9.75 forget that the answer is chunked */
+    if (++r->conn->answered >= LAST_RESPONSE || reply->status == 400 || reply->status == 500 || reply->status == 501)
+        ok &= MHD_add_response_header(out, MHD_HTTP_HEADER_CONNECTION, "close") == MHD_YES;
+    for (size_t at = 0; reply_next_header(reply, &at, &name, &value);)
+        ok &= MHD_add_response_header(out, name, *value ? value : " ") == MHD_YES; /* it refuses an empty value; nobody sees the space */
+    if (reply->chunked)
+        ok &= MHD_add_response_header(out, MHD_HTTP_HEADER_TRANSFER_ENCODING, "chunked") == MHD_YES;
+    enum MHD_Result result = ok ? MHD_queue_response(r->mhd, (unsigned)reply->status, out) : MHD_NO;
+    MHD_destroy_response(out);
+    return result;
+}
+
+/* ---- a request's life ---- */
+
+const char *request_header(struct request *r, const char *name)
+{
+    return MHD_lookup_connection_value(r->mhd, MHD_HEADER_KIND, name);
+}
+
+unsigned request_connections(struct request *r)
+{
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(server_of(r)->daemon, MHD_DAEMON_INFO_CURRENT_CONNECTIONS);
+    return info ? info->num_connections : 0;
+}
+
+static void request_free(struct request *r)
+{
+    if (!r)
+        return;
+    if (r->raw)
+        raw_end(r->raw);
+    timer_clear(&r->service->timers, &r->delay);
+    poll_clear(&r->service->polls, &r->poll);
+    fault_release(r->fault);
+    reply_free(&r->reply);
+    form_free(&r->form);
+    buf_free(&r->body);
+    free(r->method);
+    free(r->path);
+    free(r->query);
+    free(r);
+}
+
+static struct request *request_new(struct server *s, struct MHD_Connection *mhd, struct conn *conn, const char *method)
+{
+    struct request *r = calloc(1, sizeof *r);
+    if (!r)
+        return NULL;
+    r->service = &s->service;
+    r->mhd = mhd;
+    r->conn = conn;
+    buf_init(&r->body, FORM_LIMIT);
+    reply_init(&r->reply);
+    const char *uri = conn->uri ? conn->uri : "", *question = strchr(uri, '?');
+    r->method = strdup(method);
+    r->path = question ? strndup(uri, (size_t)(question - uri)) : strdup(uri);
+    r->query = strdup(question ? question + 1 : "");
+    if (!r->method || !r->path || !r->query) {
+        request_free(r);
+        return NULL;
+    }
+    for (char *c = r->path; *c; c++) /* it may become part of a JSON text */
+        if ((unsigned char)*c >= 0x80)
+            *c = '?';
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
+    s->service.bytes_in += info ? info->header_size : 0;
+    return r;
+}
+
+static void take_body(struct request *r, const char *data, size_t len)
+{
+    r->service->bytes_in += len;
+    if (r->too_long || buf_append(&r->body, data, len))
+        return;
+    r->too_long = true; /* the rest is read and forgotten */
+    buf_free(&r->body);
+}
+
+static enum MHD_Result collect_header(void *cls, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct buf *headers = cls;
+    (void)kind;
+    buf_append(headers, name, strlen(name) + 1);
+    buf_append(headers, value ? value : "", value ? strlen(value) + 1 : 1);
+    return MHD_YES;
+}
+
+static void write_down(struct request *r)
+{
+    struct buf headers;
+    buf_init(&headers, CONNECTION_POOL);
+    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, collect_header, &headers);
+    struct logged what = {.method = r->method,
+                          .path = r->path,
+                          .query = r->query,
+                          .headers = headers.data ? headers.data : "",
+                          .headers_len = headers.len,
+                          .body = r->body.data ? r->body.data : "",
+                          .body_len = r->body.len,
+                          .connection = r->conn->id};
+    r->logged = reqlog_add(&r->service->log, &what);
+    buf_free(&headers);
+}
+
+/** Parameters of query and body. False: out of memory. */
+static bool read_form(struct request *r)
+{
+    char *query = r->query;
+    r->query = NULL;
+    if (!form_parse(&r->form, query, strlen(query)))
+        return false;
+    const char *type = request_header(r, "Content-Type"), form[] = "application/x-www-form-urlencoded";
+    bool has_form = strcmp(r->method, "GET") != 0 && type && strncasecmp(type, form, sizeof form - 1) == 0;
+    size_t len = r->body.len;
+    char *body = has_form ? buf_take(&r->body, NULL) : NULL;
+    return !body || form_parse(&r->form, body, len);
+}
+
+/** The request is here in full. */
+static void begin(struct request *r)
+{
+    struct service *s = r->service;
+    bool control = s->options->faults && strncmp(r->path, "/__lunacos/", 11) == 0;
+    if (control) {
+        control_handle(r);
+        return;
+    }
+    if (s->options->faults)
+        write_down(r);
+    if (!read_form(r)) {
+        r->phase = PHASE_CLOSE;
+        return;
+    }
+    r->fault = faults_match(&s->faults, r->path, r->method, param(r, "dataId"));
+    switch (r->fault ? r->fault->kind : FAULT_DELAY) {
+    case FAULT_DELAY:
+    case FAULT_DROP:
+    case FAULT_LENGTH:
+        api_handle(r);
+        break;
+    case FAULT_STATUS:
+    case FAULT_ENDLESS:
+        fault_reply(r);
+        request_answer(r);
+        break;
+    case FAULT_GARBAGE:
+    case FAULT_HANG:
+        timer_set(&s->timers, &r->delay, (int64_t)(r->fault->delay * 1000), misbehave, r);
+    }
+}
+
+static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
+                                  const char *upload, size_t *upload_size, void **context)
+{
+    struct server *s = cls;
+    struct request *r = *context;
+    (void)url; /* decoded; ours is the raw one */
+    (void)version;
+    if (!r) { /* the headers are here */
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+        struct conn *conn = info ? info->socket_context : NULL;
+        *context = r = conn ? request_new(s, mhd, conn, method) : NULL;
+        return r ? MHD_YES : MHD_NO;
+    }
+    if (*upload_size > 0) {
+        take_body(r, upload, *upload_size);
+        *upload_size = 0;
+        return MHD_YES;
+    }
+    if (!r->begun) {
+        r->begun = true;
+        begin(r);
+    }
+    switch (r->phase) {
+    case PHASE_BUSY:
+        suspend(r);
+        return MHD_YES;
+    case PHASE_READY:
+        return send_reply(r);
+    case PHASE_CLOSE:
+        break;
+    }
+    return MHD_NO;
+}
+
+static void on_completed(void *cls, struct MHD_Connection *mhd, void **context, enum MHD_RequestTerminationCode how)
+{
+    (void)cls;
+    (void)mhd;
+    (void)how;
+    request_free(*context);
+    *context = NULL;
+}
+
+static void *on_uri(void *cls, const char *uri, struct MHD_Connection *mhd)
+{
+    (void)cls;
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    struct conn *conn = info ? info->socket_context : NULL;
+    if (conn) {
+        free(conn->uri);
+        conn->uri = strdup(uri);
+    }
+    return NULL; /* the request is made when its headers are here: one that never gets so far leaves nothing behind */
+}
+
+static void on_connection(void *cls, struct MHD_Connection *mhd, void **context, enum MHD_ConnectionNotificationCode what)
+{
+    struct server *s = cls;
+    struct conn *conn = *context;
+    if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        if (conn)
+            free(conn->uri);
+        free(conn);
+        *context = NULL;
+        return;
+    }
+    *context = conn = calloc(1, sizeof *conn);
+    if (conn)
+        conn->id = ++s->connections;
+    if (s->options.tls_ca) { /* libmicrohttpd only asks for a certificate; we insist, and on a good one */
+        const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+        if (info && info->tls_session) {
+            gnutls_certificate_server_set_request(info->tls_session, GNUTLS_CERT_REQUIRE);
+            gnutls_session_set_verify_cert(info->tls_session, NULL, 0);
+        }
+    }
+}
+
+/* ---- the loop ---- */
+
+static void turn(struct server *s);
+
+static void on_epoll(uv_poll_t *poll, int status, int events)
+{
+    (void)status;
+    (void)events;
+    turn(poll->data);
+}
+
+static void on_idle(uv_timer_t *timer)
+{
+    turn(timer->data);
+}
+
+static void turn(struct server *s)
+{
+    MHD_UNSIGNED_LONG_LONG ms = 0;
+    s->woken = false;
+    MHD_run(s->daemon);
+    if (s->woken || MHD_get_timeout(s->daemon, &ms) == MHD_YES) {
+        uv_update_time(&s->loop);
+        uv_timer_start(&s->idle, on_idle, ms, 0);
+    } else {
+        uv_timer_stop(&s->idle);
+    }
+}
+
+static void on_signal(uv_signal_t *signal, int number)
+{
+    (void)number;
+    uv_stop(signal->loop);
+}
+
+static void on_changed(void *arg, struct item *item)
+{
+    struct server *s = arg;
+    polls_changed(&s->service.polls, item);
+}
+
+/* ---- starting and stopping ---- */
+
+/** A listening socket, or -1. */
+static int listen_on(const char *host, int port, int *real_port, char *why, size_t why_size)
+{
+    char service[16];
+    snprintf(service, sizeof service, "%d", port);
+    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list = NULL;
+    int code = getaddrinfo(host, service, &hints, &list);
+    if (code != 0) {
+        snprintf(why, why_size, "cannot resolve the host %s: %s", host, gai_strerror(code));
+        return -1;
+    }
+    int fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
+    if (fd >= 0)
+        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (fd < 0 || bind(fd, list->ai_addr, list->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
+        snprintf(why, why_size, "cannot listen on %s port %d: %s", host, port, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        fd = -1;
+    }
+    freeaddrinfo(list);
+    struct sockaddr_storage address;
+    socklen_t len = sizeof address;
+    char name[16] = "0";
+    if (fd >= 0 && getsockname(fd, (struct sockaddr *)&address, &len) == 0)
+        getnameinfo((struct sockaddr *)&address, len, NULL, 0, name, sizeof name, NI_NUMERICSERV);
+    *real_port = atoi(name);
+    return fd;
+}
+
+/** Lets the process open what the system permits it, and says how many connections that makes. */
+static unsigned connection_limit(void)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) != 0)
+        return 1024 - SPARE_FILES;
+    if (files.rlim_cur < files.rlim_max) {
+        rlim_t soft = files.rlim_cur;
+        files.rlim_cur = files.rlim_max;
+        if (setrlimit(RLIMIT_NOFILE, &files) != 0)
+            files.rlim_cur = soft;
+    }
+    return files.rlim_cur > 1 << 20           ? 1 << 20
+           : files.rlim_cur > 2 * SPARE_FILES ? (unsigned)files.rlim_cur - SPARE_FILES
+                                              : SPARE_FILES;
+}
+
+struct pem {
+    char *cert, *key, *ca;
+};
+
+static bool read_pem(const char *path, char **text, char *why, size_t why_size)
+{
+    size_t len;
+    if (!path)
+        return true;
+    enum file_status status = file_read(path, PEM_MAX, text, &len, why, why_size);
+    if (status == FILE_ABSENT)
+        snprintf(why, why_size, "there is no file %s", path);
+    return status == FILE_OK;
+}
+
+static bool start_daemon(struct server *s, const struct pem *pem, char *why, size_t why_size)
+{
+    const struct embedded_options *o = &s->options;
+    int fd = listen_on(o->host, o->port, &s->service.port, why, why_size);
+    if (fd < 0)
+        return false;
+    struct MHD_OptionItem tls[4] = {{MHD_OPTION_END, 0, NULL}};
+    int n = 0;
+    if (pem->cert) {
+        tls[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_CERT, 0, pem->cert};
+        tls[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_KEY, 0, pem->key};
+    }
+    if (pem->ca)
+        tls[n++] = (struct MHD_OptionItem){MHD_OPTION_HTTPS_MEM_TRUST, 0, pem->ca};
+    tls[n] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | (pem->cert ? MHD_USE_TLS : 0);
+    s->daemon = MHD_start_daemon(flags, 0, NULL, NULL, on_request, s, MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_CONNECTION_LIMIT,
+                                 connection_limit(), MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_POOL,
+                                 MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+                                 s, MHD_OPTION_NOTIFY_CONNECTION, on_connection, s, MHD_OPTION_URI_LOG_CALLBACK, on_uri, s,
+                                 MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
+    if (!s->daemon) {
+        close(fd);
+        snprintf(why, why_size, "cannot start the HTTP server%s",
+                 pem->cert ? ": are certificate, key and CA readable PEM files that belong together?" : "");
+    }
+    return s->daemon != NULL;
+}
+
+static void close_handle(uv_handle_t *h, void *arg)
+{
+    (void)arg;
+    if (!uv_is_closing(h))
+        uv_close(h, NULL);
+}
+
+static bool start_loop(struct server *s, char *why, size_t why_size)
+{
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
+    snprintf(why, why_size, "cannot start the event loop");
+    if (!info || uv_poll_init(&s->loop, &s->epoll, info->epoll_fd) != 0)
+        return false;
+    uv_timer_init(&s->loop, &s->idle);
+    uv_signal_init(&s->loop, &s->term);
+    uv_signal_init(&s->loop, &s->interrupt);
+    s->epoll.data = s->idle.data = s;
+    return uv_poll_start(&s->epoll, UV_READABLE, on_epoll) == 0 && uv_signal_start(&s->term, on_signal, SIGTERM) == 0 &&
+           uv_signal_start(&s->interrupt, on_signal, SIGINT) == 0;
+}
+
+/** Waiting requests get no answer: their connections just close. */
+static void stop_daemon(struct server *s)
+{
+    if (s->epoll.data) /* before its descriptor goes */
+        uv_close((uv_handle_t *)&s->epoll, NULL);
+    while (s->suspended)
+        wake(s->suspended, PHASE_CLOSE);
+    MHD_stop_daemon(s->daemon);
+}
+
+static void announce(const struct server *s)
+{
+    const struct embedded_options *o = &s->options;
+    printf(strchr(o->host, ':') ? "lunacos server listening on %s://[%s]:%d%s (in memory, for development and tests)\n"
+                                : "lunacos server listening on %s://%s:%d%s (in memory, for development and tests)\n",
+           o->tls_cert ? "https" : "http", o->host, s->service.port, o->context_path);
+    fflush(stdout);
+}
+
+static void set_options(struct server *s, const struct embedded_options *o)
+{
+    s->options = *o;
+    if (!o->host || !*o->host)
+        s->options.host = "127.0.0.1";
+    if (!o->context_path)
+        s->options.context_path = "/nacos";
+    else if (strcmp(o->context_path, "/") == 0)
+        s->options.context_path = "";
+    if (o->token_ttl <= 0)
+        s->options.token_ttl = 18000;
+}
+
+bool embedded_serve(const struct embedded_options *options, char *why, size_t why_size)
+{
+    struct server *s = calloc(1, sizeof *s);
+    struct pem pem = {0};
+    bool ok = false;
+    snprintf(why, why_size, "out of memory");
+    if (!s || uv_loop_init(&s->loop) != 0) {
+        free(s);
+        return false;
+    }
+    set_options(s, options);
+    struct service *v = &s->service;
+    v->options = &s->options;
+    timers_init(&v->timers, &s->loop);
+    v->polls = (struct polls){.store = &v->store, .timers = &v->timers, .ended = config_poll_ended};
+    if (store_init(&v->store, &v->timers, options->lag, on_changed, s) &&
+        access_init(&v->auth, options->username, options->password, s->options.token_ttl) &&
+        read_pem(options->tls_cert, &pem.cert, why, why_size) && read_pem(options->tls_key, &pem.key, why, why_size) &&
+        read_pem(options->tls_ca, &pem.ca, why, why_size) && start_daemon(s, &pem, why, why_size) &&
+        (ok = start_loop(s, why, why_size))) {
+        announce(s);
+        turn(s);
+        uv_run(&s->loop, UV_RUN_DEFAULT);
+    }
+    if (s->daemon)
+        stop_daemon(s);
+    uv_walk(&s->loop, close_handle, NULL);
+    uv_run(&s->loop, UV_RUN_DEFAULT);
+    store_free(&v->store);
+    timers_free(&v->timers);
+    faults_clear(&v->faults);
+    reqlog_free(&v->log);
+    uv_loop_close(&s->loop);
+    free(pem.cert);
+    free(pem.key);
+    free(pem.ca);
+    free(s);
+    return ok;
+}

@@ -1,0 +1,351 @@
+#include "engine/client.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/digest.h"
+#include "engine/file.h"
+
+#define ENDPOINT_PORT 8080
+#define ENDPOINT_EVERY_MS 30000
+#define ENDPOINT_RETRY_MS 1000
+#define CLOSE_WAIT_MS 100
+
+static void refresh_endpoint(void *arg);
+
+const char *nacos_code_name(nacos_code code)
+{
+    static const char *const names[] = {
+#define X(name, text) text,
+        NACOS_CODES(X)
+#undef X
+    };
+    return (unsigned)code < sizeof names / sizeof *names ? names[code] : "?";
+}
+
+const char *nacos_version(void)
+{
+    return LUNACOS_VERSION;
+}
+
+const char *nacos_check_id(const char *id)
+{
+    if (!*id)
+        return "is empty";
+    if (strlen(id) > 256)
+        return "is longer than 256 bytes";
+    for (const char *p = id; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("_-.:", *p))
+            return "may hold only letters, digits and _ - . :";
+    return NULL;
+}
+
+const char *nacos_check_namespace(const char *ns)
+{
+    if (strlen(ns) > 128)
+        return "is longer than 128 bytes";
+    for (const char *p = ns; *p; p++)
+        if (!isalnum((unsigned char)*p) && !strchr("_-", *p))
+            return "may hold only letters, digits, _ and -; it is the namespace's id, not its name";
+    return NULL;
+}
+
+bool nacos_md5(const void *data, size_t len, char out[33])
+{
+    return md5_hex(data, len, out);
+}
+
+bool nacos_write_file(const char *path, const void *data, size_t len, unsigned mode, bool sync, nacos_error *err)
+{
+    struct file_attr attr = {.mode = mode, .uid = (uid_t)-1, .gid = (gid_t)-1, .sync = sync};
+    *err = (nacos_error){0};
+    if (file_replace(path, data, len, &attr, err->message, sizeof err->message))
+        return true;
+    err->code = NACOS_INVALID;
+    return false;
+}
+
+void client_note(struct nacos_client *c, const char *origin, const nacos_error *err)
+{
+    nacos_engine *e = c->engine;
+    pthread_mutex_lock(&e->lock);
+    nacos_status *s = &c->status;
+    bool was = s->connected, first = s->requests == 0;
+    bool moved = !err && strcmp(s->server, origin) != 0;
+    s->requests++;
+    s->connected = !err;
+    if (err) {
+        s->failures++;
+        s->last_error = *err;
+    } else {
+        snprintf(s->server, sizeof s->server, "%s", origin);
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (err && (was || first))
+        log_write(c->log, LOG_WARN, "%s", err->message);
+    else if (!err && (moved || !was))
+        log_write(c->log, LOG_INFO, "using %s", origin);
+}
+
+/* ---- address server ------------------------------------------------------------------------------------------------------ */
+
+static enum verdict judge_list(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    if (r->outcome == HTTP_ANSWERED && r->status == 200 && r->body.len && r->body.data[0] != '<')
+        return VERDICT_ANSWER;
+    err->code = NACOS_UNAVAILABLE;
+    err->http_status = r->status;
+    snprintf(err->message, sizeof err->message, "cannot %s at %s: %s", q->verb, err->server, r->outcome == HTTP_ANSWERED ? "no list came" : r->why);
+    return VERDICT_NEXT;
+}
+
+static void on_endpoint(void *arg, const struct http_response *r, const nacos_error *err)
+{
+    struct nacos_client *c = arg;
+    nacos_error bad = *err;
+    c->endpoint_request = NULL;
+    if (err->code == NACOS_CLOSED)
+        return;
+    if (err->code != NACOS_OK || !servers_parse(&c->servers, r->body.data, "http", &bad))
+        log_write(c->log, LOG_WARN, "%s; the servers known before stay in use", bad.message);
+    timer_set(&c->engine->timers, &c->endpoint_timer, c->servers.count ? ENDPOINT_EVERY_MS : ENDPOINT_RETRY_MS, refresh_endpoint, c);
+}
+
+static void refresh_endpoint(void *arg)
+{
+    struct nacos_client *c = arg;
+    struct question q = {.method = "GET", .verb = "read the server list", .judge = judge_list};
+    struct servers address = {0};
+    nacos_error err;
+    char host[300];
+    bool has_scheme = strstr(c->endpoint, "://") != NULL;
+    const char *name = has_scheme ? strstr(c->endpoint, "://") + 3 : c->endpoint;
+    const char *path = strchr(name, '/');
+    int n = snprintf(host, sizeof host, "%.*s", (int)(path ? path - c->endpoint : (int)strlen(c->endpoint)), c->endpoint);
+    const char *colon = strrchr(name, ':');
+    if (!colon || (path && colon > path) || strchr(colon, ']'))
+        snprintf(host + n, sizeof host - (size_t)n, ":%d", ENDPOINT_PORT);
+    if (!servers_parse(&address, host, "http", &err)) {
+        log_write(c->log, LOG_ERROR, "endpoint: %s", err.message);
+        return;
+    }
+    buf_init(&q.target, TARGET_MAX);
+    buf_init(&q.body, 1);
+    if (path && path[1])
+        buf_puts(&q.target, path);
+    else
+        buf_printf(&q.target, "%s/serverlist", c->context_path);
+    if (*c->ns) {
+        buf_puts(&q.target, strchr(q.target.data, '?') ? "&" : "?");
+        buf_form(&q.target, "namespace", c->ns);
+    }
+    c->endpoint_request = request_start_at(c, &q, address.list[0].origin, false, ENDPOINT_RETRY_MS * 3, on_endpoint, c);
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+
+struct client_job {
+    struct job job;
+    struct nacos_client *client;
+    struct event *event;
+    nacos_options options;
+    char *strings[4]; /* proxies and folders, owned */
+};
+
+static bool put(char **out, const char *s, const char *fallback)
+{
+    s = s && *s ? s : fallback;
+    *out = s ? strdup(s) : NULL;
+    return !s || *out;
+}
+
+static void free_client(struct nacos_client *c)
+{
+    char *strings[] = {c->ns,        c->context_path, c->endpoint,   c->ak,         c->ca_file,       c->cert_file,
+                       c->key_file,  c->server_name,  c->proxy_http, c->proxy_https, c->failover_base, c->snapshot_base};
+    for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
+        free(strings[i]);
+    if (c->sk)
+        explicit_bzero(c->sk, strlen(c->sk));
+    free(c->sk);
+    log_free(c->log);
+    free(c);
+}
+
+void client_shut(struct nacos_client *c)
+{
+    nacos_engine *e = c->engine;
+    c->closing = true;
+    timer_clear(&e->timers, &c->endpoint_timer);
+    request_cancel(c->endpoint_request);
+    longpoll_shut(&c->longpoll);
+    auth_free(&c->auth);
+    while (c->requests)
+        request_fail(c->requests, NACOS_CLOSED, "the client was closed");
+    config_shut(c);
+    if (c->prev)
+        c->prev->next = c->next;
+    else
+        e->clients = c->next;
+    if (c->next)
+        c->next->prev = c->prev;
+    free_client(c);
+}
+
+static void open_run(struct job *job)
+{
+    struct client_job *j = (struct client_job *)job;
+    struct nacos_client *c = j->client;
+    c->next = c->engine->clients;
+    if (c->next)
+        c->next->prev = c;
+    c->engine->clients = c;
+    if (c->endpoint)
+        refresh_endpoint(c);
+    free(j);
+}
+
+static void close_run(struct job *job)
+{
+    struct client_job *j = (struct client_job *)job;
+    nacos_engine *e = j->client->engine;
+    client_shut(j->client);
+    engine_ready(e, j->event);
+    free(j);
+}
+
+static struct client_job *new_job(struct nacos_client *c, void (*run)(struct job *))
+{
+    struct client_job *j = calloc(1, sizeof *j);
+    if (j) {
+        j->job.run = run;
+        j->client = c;
+    }
+    return j;
+}
+
+static void apply(struct nacos_client *c, const nacos_options *o)
+{
+    c->no_snapshot = o->no_snapshot;
+    c->poll_timeout_ms = o->poll_timeout_ms > 0 ? o->poll_timeout_ms : 30000;
+    c->poll_batch = o->poll_batch > 0 ? o->poll_batch : 3000;
+    c->max_response = o->max_response ? o->max_response : 16u << 20;
+    log_set_level(c->log, (enum log_level)o->log_level);
+}
+
+static bool strings_of(char **out, const nacos_options *o)
+{
+    return put(&out[0], o->proxy_http, NULL) & put(&out[1], o->proxy_https, NULL) & put(&out[2], o->failover_base, "nacos-data/data") &
+           put(&out[3], o->snapshot_base, "nacos-data/snapshot");
+}
+
+nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err)
+{
+    struct nacos_client *c = calloc(1, sizeof *c);
+    struct client_job *j = new_job(c, open_run);
+    char *strings[4] = {0};
+    *err = (nacos_error){.code = NACOS_NOMEM, .message = "out of memory"};
+    if (!c || !j)
+        goto failed;
+    c->engine = e;
+    c->protocol = &protocol_v1;
+    const char *ns = o->ns && strcmp(o->ns, "public") != 0 ? o->ns : "";
+    const char *path = o->context_path && *o->context_path ? o->context_path : "/nacos";
+    char context[300];
+    snprintf(context, sizeof context, "%s%s", *path == '/' ? "" : "/", path);
+    for (size_t n = strlen(context); n && context[n - 1] == '/'; n--)
+        context[n - 1] = 0;
+    bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->endpoint, o->endpoint, NULL) & put(&c->ak, o->ak, NULL) &
+              put(&c->sk, o->sk, NULL) & put(&c->ca_file, o->ca_file, NULL) & put(&c->cert_file, o->cert_file, NULL) &
+              put(&c->key_file, o->key_file, NULL) & put(&c->server_name, o->server_name, NULL) & strings_of(strings, o);
+    c->log = log_open((enum log_level)o->log_level, o->log_dir, o->log_backups);
+    if (!ok || !c->log)
+        goto failed;
+    c->proxy_http = strings[0];
+    c->proxy_https = strings[1];
+    c->failover_base = strings[2];
+    c->snapshot_base = strings[3];
+    memset(strings, 0, sizeof strings);
+    c->tls = (struct http_tls){o->verify > 0 || (o->verify == 0 && c->ca_file), c->ca_file, c->cert_file, c->key_file, c->server_name};
+    const char *addresses = o->server_addresses ? o->server_addresses : "";
+    if (!(c->endpoint && !*addresses) && !servers_parse(&c->servers, addresses, "http", err))
+        goto failed;
+    if (!auth_init(&c->auth, c, o))
+        goto failed;
+    longpoll_init(&c->longpoll, c);
+    apply(c, o);
+    for (int i = 0; i < c->servers.count; i++)
+        if (strncmp(c->servers.list[i].origin, "https:", 6) == 0 && !c->tls.verify) {
+            log_write(c->log, LOG_WARN, "the certificate of %s is not verified; give ca_file (or verify = true) to turn it on", c->servers.list[i].origin);
+            break;
+        }
+    *err = (nacos_error){0};
+    engine_post(e, &j->job);
+    return c;
+failed:
+    free(j);
+    for (int i = 0; i < 4; i++)
+        free(strings[i]);
+    if (c) {
+        free(c->auth.username);
+        free(c->auth.password);
+        free(c->auth.password_file);
+        free(c->auth.password_env);
+        free_client(c);
+    }
+    return NULL;
+}
+
+static void configure_run(struct job *job)
+{
+    struct client_job *j = (struct client_job *)job;
+    struct nacos_client *c = j->client;
+    char **now[] = {&c->proxy_http, &c->proxy_https, &c->failover_base, &c->snapshot_base};
+    for (int i = 0; i < 4; i++) {
+        free(*now[i]);
+        *now[i] = j->strings[i];
+    }
+    apply(c, &j->options);
+    free(j);
+}
+
+void nacos_client_configure(nacos_client *c, const nacos_options *o)
+{
+    struct client_job *j = new_job(c, configure_run);
+    if (!j)
+        return;
+    j->options = *o;
+    if (!strings_of(j->strings, o)) {
+        for (int i = 0; i < 4; i++)
+            free(j->strings[i]);
+        free(j);
+        return;
+    }
+    engine_post(c->engine, &j->job);
+}
+
+void nacos_client_close(nacos_client *c)
+{
+    nacos_engine *e = c->engine;
+    if (nacos_engine_forked(e))
+        return;
+    struct client_job *j = new_job(c, close_run);
+    if (!j || !(j->event = event_new(engine_next_id(e), NACOS_EVENT_REPLY)))
+        abort(); /* leaving it running behind the caller's back is no answer */
+    uint64_t id = j->event->id;
+    engine_post(e, &j->job);
+    nacos_wait(e, id, CLOSE_WAIT_MS);
+}
+
+void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message)
+{
+    log_write(c->log, (enum log_level)level, "%s", message);
+}
+
+void nacos_client_status(const nacos_client *c, nacos_status *out)
+{
+    pthread_mutex_lock(&c->engine->lock);
+    *out = c->status;
+    pthread_mutex_unlock(&c->engine->lock);
+}

@@ -1,0 +1,53 @@
+/** client: one namespace on one list of servers, with its options; the composition of the rooms below it.
+ *
+ *  Born on the host thread, then the loop's alone: the host reaches it by jobs. What the host may read at once (the status, the watch table, a watch's newest
+ *  value) is guarded by the engine's lock and marked so. */
+#ifndef LUNACOS_CLIENT_H
+#define LUNACOS_CLIENT_H
+
+#include "engine/auth.h"
+#include "engine/config.h"
+#include "engine/engine.h"
+#include "engine/log.h"
+#include "engine/longpoll.h"
+#include "engine/protocol.h"
+#include "engine/request.h"
+#include "engine/server.h"
+
+#define VERSION_HEADER "User-Agent: Nacos-C-Client:v1.1.0 lunacos/" LUNACOS_VERSION
+
+struct nacos_client {
+    nacos_engine *engine;
+    struct nacos_client *prev, *next;
+    struct log *log;
+    const struct protocol *protocol;
+
+    char *ns, *context_path, *endpoint, *ak, *sk;
+    char *ca_file, *cert_file, *key_file, *server_name;
+    struct http_tls tls;
+
+    /* nacos_client_configure() replaces these on the loop */
+    char *proxy_http, *proxy_https, *failover_base, *snapshot_base;
+    bool no_snapshot;
+    int64_t poll_timeout_ms;
+    int poll_batch;
+    size_t max_response;
+
+    struct servers servers;
+    struct timer endpoint_timer;
+    struct request *endpoint_request;
+    struct auth auth;
+    struct request *requests; /* all that run */
+    struct config config;
+    struct longpoll longpoll;
+    bool closing;
+
+    nacos_status status; /* guarded by engine->lock */
+};
+
+/** On the loop: ends everything of the client and frees it. */
+void client_shut(struct nacos_client *c);
+/** On the loop: notes the end of an exchange for nacos_client_status() and logs when servers are lost or found again. */
+void client_note(struct nacos_client *c, const char *origin, const nacos_error *err);
+
+#endif

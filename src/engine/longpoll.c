@@ -1,0 +1,354 @@
+#include "engine/longpoll.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/client.h"
+
+#define BATCH_BYTES (1 << 20)   /* of one request: half of what a server reads */
+#define BATCH_SMALL 256         /* up to here one batch costs less than two polls */
+#define GATHER_MS 10            /* while reads are under way more watches will be ready soon */
+#define BACK_OFF_MIN_MS 100
+#define BACK_OFF_MAX_MS 5000
+#define QUICK_MS 1000           /* an empty answer that comes sooner was not a hold */
+#define QUICK_MAX_MS 30000
+
+struct batch {
+    struct longpoll *l;
+    struct batch *prev, *next;
+    struct nacos_watch *watches;
+    int count;
+    struct request *poll;
+    struct timer timer; /* set while it pauses */
+    int64_t sent;
+    bool probe; /* sent with "do not hold", after a failure */
+    int quick;  /* quick answers in a row */
+    int changed; /* in the answer being read */
+};
+
+static void post(struct batch *b);
+static void flush(void *arg);
+
+static int64_t jitter(int64_t ms)
+{
+    uint32_t dice = 0;
+    uv_random(NULL, NULL, &dice, sizeof dice, 0, NULL);
+    return ms / 2 + (int64_t)(dice % (uint32_t)(ms / 2 + 1));
+}
+
+static struct timers *timers_of(struct longpoll *l)
+{
+    return &l->client->engine->timers;
+}
+
+static void count_polls(struct longpoll *l)
+{
+    int held = 0;
+    for (struct batch *b = l->batches; b; b = b->next)
+        held += b->poll != NULL;
+    pthread_mutex_lock(&l->client->engine->lock);
+    l->client->status.polls = held;
+    pthread_mutex_unlock(&l->client->engine->lock);
+}
+
+/** The size a batch should have: a few polls for everything, and never more than the option allows. */
+static int target_size(const struct longpoll *l)
+{
+    int all = l->waiting_count;
+    for (const struct batch *b = l->batches; b; b = b->next)
+        all += b->count;
+    int n = all / (POLLS_MAX / 2) + 1;
+    n = n > BATCH_SMALL ? n : BATCH_SMALL;
+    return n < l->client->poll_batch ? n : l->client->poll_batch;
+}
+
+/* ---- lists --------------------------------------------------------------------------------------------------------------- */
+
+static void push(struct nacos_watch **list, struct nacos_watch *w)
+{
+    w->prev = NULL;
+    w->next = *list;
+    if (w->next)
+        w->next->prev = w;
+    *list = w;
+}
+
+static void cut(struct nacos_watch **list, struct nacos_watch *w)
+{
+    if (w->prev)
+        w->prev->next = w->next;
+    else
+        *list = w->next;
+    if (w->next)
+        w->next->prev = w->prev;
+    w->prev = w->next = NULL;
+}
+
+static void wait_list(struct longpoll *l, struct nacos_watch *w)
+{
+    w->state = WATCH_WAITING;
+    w->batch = NULL;
+    push(&l->waiting, w);
+    l->waiting_count++;
+}
+
+static void resume(void *arg)
+{
+    post(arg);
+}
+
+static void pause_batch(struct batch *b, int64_t ms)
+{
+    timer_set(timers_of(b->l), &b->timer, ms, resume, b);
+}
+
+/** Does a batch other than `b` ask a server now, or will it? */
+static bool busy(const struct longpoll *l, const struct batch *b)
+{
+    for (const struct batch *o = l->batches; o; o = o->next)
+        if (o != b && (o->poll || o->timer.slot))
+            return true;
+    return false;
+}
+
+static void free_batch(struct batch *b)
+{
+    struct longpoll *l = b->l;
+    request_cancel(b->poll);
+    timer_clear(timers_of(l), &b->timer);
+    if (b->prev)
+        b->prev->next = b->next;
+    else
+        l->batches = b->next;
+    if (b->next)
+        b->next->prev = b->prev;
+    l->batch_count--;
+    free(b);
+    if (l->failures > 0 && l->batches && !busy(l, NULL))
+        pause_batch(l->batches, BACK_OFF_MIN_MS); /* the one that asked is gone: another has to */
+}
+
+static void dissolve(struct batch *b)
+{
+    while (b->watches) {
+        struct nacos_watch *w = b->watches;
+        cut(&b->watches, w);
+        wait_list(b->l, w);
+    }
+    free_batch(b);
+}
+
+static void schedule(struct longpoll *l)
+{
+    if (!l->waiting || l->client->closing)
+        return;
+    int64_t ms = l->client->config.fetching > 0 ? GATHER_MS : 0;
+    if (!l->flush_timer.slot || ms == 0)
+        timer_set(timers_of(l), &l->flush_timer, ms, flush, l);
+}
+
+/* ---- answers ------------------------------------------------------------------------------------------------------------- */
+
+static void on_key(void *arg, const struct key *k)
+{
+    struct batch *b = arg;
+    struct nacos_client *c = b->l->client;
+    size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
+    char name[1024];
+    if (d + g > sizeof name || strcmp(k->ns, c->ns) != 0)
+        return;
+    memcpy(name, k->data_id, d);
+    memcpy(name + d, k->group, g);
+    struct nacos_watch *w;
+    pthread_mutex_lock(&c->engine->lock);
+    HASH_FIND(hh, c->config.watches, name, d + g, w);
+    pthread_mutex_unlock(&c->engine->lock);
+    if (!w || w->state != WATCH_ARMED || w->batch != b)
+        return;
+    cut(&b->watches, w);
+    b->count--;
+    b->changed++;
+    w->batch = NULL;
+    config_changed(w);
+}
+
+/** Another batch that this small one fits into. */
+static struct batch *room_for(struct batch *b)
+{
+    int target = target_size(b->l);
+    if (b->count >= target)
+        return NULL;
+    struct batch *best = NULL;
+    for (struct batch *o = b->l->batches; o; o = o->next)
+        if (o != b && o->count + b->count <= target && (!best || o->count < best->count))
+            best = o;
+    return best;
+}
+
+static void answered(struct batch *b, const struct http_response *r)
+{
+    struct longpoll *l = b->l;
+    struct nacos_client *c = l->client;
+    bool was_down = l->failures > 0, probe = b->probe;
+    l->failures = 0;
+    b->changed = 0;
+    c->protocol->listen_changed(r, on_key, b);
+    double now = unix_now();
+    for (struct nacos_watch *w = b->watches; w; w = w->next)
+        config_confirmed(w, now);
+    if (was_down) {
+        for (struct batch *o = l->batches; o; o = o->next)
+            if (o != b && !o->poll)
+                pause_batch(o, 0);
+        schedule(l);
+    }
+    if (b->count == 0) {
+        free_batch(b);
+        count_polls(l);
+        return;
+    }
+    if (b->changed == 0 && !probe && now_ms() - b->sent < QUICK_MS) {
+        int64_t ms = (int64_t)BACK_OFF_MIN_MS << (b->quick < 10 ? b->quick : 10);
+        b->quick++;
+        pause_batch(b, jitter(ms < QUICK_MAX_MS ? ms : QUICK_MAX_MS));
+        return;
+    }
+    b->quick = 0;
+    struct batch *other = b->changed == 0 && !probe ? room_for(b) : NULL;
+    if (other) {
+        dissolve(other);
+        dissolve(b);
+        schedule(l);
+    } else {
+        post(b);
+    }
+}
+
+static void on_poll(void *arg, const struct http_response *r, const nacos_error *err)
+{
+    struct batch *b = arg;
+    struct longpoll *l = b->l;
+    struct nacos_client *c = l->client;
+    b->poll = NULL;
+    if (err->code == NACOS_CLOSED)
+        return;
+    if (err->code == NACOS_OK) {
+        answered(b, r);
+        return;
+    }
+    int64_t ms = (int64_t)BACK_OFF_MIN_MS << (l->failures < 7 ? l->failures : 7);
+    int64_t most = err->code == NACOS_UNAVAILABLE ? BACK_OFF_MAX_MS : QUICK_MAX_MS;
+    if (l->failures++ == 0)
+        log_write(c->log, LOG_WARN, "%s; watches of %s go on trying", err->message, *c->ns ? c->ns : "public");
+    if (l->failures == 1 && c->servers.count > 1)
+        ms = 10; /* another server may answer at once */
+    pause_batch(b, jitter(ms < most ? ms : most));
+    count_polls(l);
+}
+
+/* ---- polls --------------------------------------------------------------------------------------------------------------- */
+
+static void post(struct batch *b)
+{
+    struct longpoll *l = b->l;
+    struct nacos_client *c = l->client;
+    if (l->failures > 0 && busy(l, b))
+        return; /* answered() sets it going */
+    struct question q;
+    b->probe = l->failures > 0;
+    c->protocol->listen(&q, c->ns, c->poll_timeout_ms, b->probe);
+    for (struct nacos_watch *w = b->watches; w; w = w->next)
+        c->protocol->listen_add(&q, &w->key, w->server_md5);
+    b->sent = now_ms();
+    b->poll = request_start(c, &q, c->poll_timeout_ms, on_poll, b);
+    if (!b->poll)
+        pause_batch(b, 1000);
+    count_polls(l);
+}
+
+static size_t line_bytes(const struct nacos_watch *w)
+{
+    return strlen(w->key.data_id) + strlen(w->key.group) + strlen(w->key.ns) + 32 + 12;
+}
+
+static void flush(void *arg)
+{
+    struct longpoll *l = arg;
+    if (!l->waiting)
+        return;
+    int target = target_size(l);
+    if (l->batch_count + l->waiting_count / target + 1 > POLLS_MAX)
+        for (struct batch *b = l->batches, *next; b; b = next) {
+            next = b->next;
+            if (b->count < target)
+                dissolve(b);
+        }
+    while (l->waiting) {
+        struct batch *b = calloc(1, sizeof *b);
+        if (!b) {
+            timer_set(timers_of(l), &l->flush_timer, 1000, flush, l);
+            return;
+        }
+        b->l = l;
+        b->next = l->batches;
+        if (b->next)
+            b->next->prev = b;
+        l->batches = b;
+        l->batch_count++;
+        size_t bytes = 0;
+        while (l->waiting && b->count < target && bytes < BATCH_BYTES) {
+            struct nacos_watch *w = l->waiting;
+            cut(&l->waiting, w);
+            l->waiting_count--;
+            push(&b->watches, w);
+            b->count++;
+            bytes += line_bytes(w);
+            w->batch = b;
+            w->state = WATCH_ARMED;
+        }
+        post(b);
+    }
+}
+
+/* ---- for config ---------------------------------------------------------------------------------------------------------- */
+
+void longpoll_init(struct longpoll *l, struct nacos_client *c)
+{
+    l->client = c;
+}
+
+void longpoll_add(struct nacos_watch *w)
+{
+    struct longpoll *l = &w->client->longpoll;
+    wait_list(l, w);
+    schedule(l);
+}
+
+void longpoll_remove(struct nacos_watch *w)
+{
+    struct longpoll *l = &w->client->longpoll;
+    if (w->state == WATCH_WAITING) {
+        cut(&l->waiting, w);
+        l->waiting_count--;
+    } else if (w->state == WATCH_ARMED) {
+        struct batch *b = w->batch;
+        cut(&b->watches, w);
+        if (--b->count == 0) {
+            free_batch(b);
+            count_polls(l);
+        }
+    }
+}
+
+void longpoll_nudge(struct longpoll *l)
+{
+    if (l->client->config.fetching == 0)
+        schedule(l);
+}
+
+void longpoll_shut(struct longpoll *l)
+{
+    while (l->batches)
+        dissolve(l->batches);
+    timer_clear(timers_of(l), &l->flush_timer);
+}

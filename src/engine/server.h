@@ -1,0 +1,34 @@
+/** server: the list of a client's servers, which one is in use and which are resting after a failure.
+ *
+ *  Sticky: the current one is kept until it fails. The first is chosen at random, so that a fleet of agents spreads. */
+#ifndef LUNACOS_SERVER_H
+#define LUNACOS_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "nacos.h"
+
+#define SERVERS_MAX 32
+
+struct server {
+    char origin[128];  /* "http://host:port" */
+    char version[32];  /* as it names it; empty: not asked yet */
+    int64_t rest_until; /* monotonic ms; it failed and others come first until then */
+    int failures;       /* in a row */
+};
+
+struct servers {
+    struct server list[SERVERS_MAX];
+    int count, current;
+};
+
+/** Parses "a:8848, https://b, [::1]:80"; replaces the list (what is known of servers that stay is kept). False and err->message on a bad address. */
+bool servers_parse(struct servers *s, const char *addresses, const char *default_scheme, nacos_error *err);
+/** The index to use next, skipping those in the bit set `tried`; -1: all were tried. Servers that failed lately come last. */
+int servers_pick(struct servers *s, uint32_t tried, int64_t now);
+void servers_failed(struct servers *s, const char *origin, int64_t now);
+void servers_worked(struct servers *s, const char *origin);
+struct server *servers_find(struct servers *s, const char *origin);
+
+#endif

@@ -1,0 +1,586 @@
+/** core: the Lua module "nacos.core": userdata, argument conversion, one event into one table. Nothing else.
+ *
+ *  Lua never runs inside the engine and the engine never calls Lua, so there is no reference to keep and no error to carry across.
+ *  Every check that can raise comes before anything is acquired. Durations are seconds here, milliseconds below. What users see is made of this
+ *  in lua/nacos/: these functions take positional arguments and trust their callers with the rest. */
+#include <lauxlib.h>
+#include <lua.h>
+#include <math.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+#include "nacos.h"
+
+#define ENGINE "nacos.engine"
+#define CLIENT "nacos.client"
+#define WATCH "nacos.watch"
+#define ERROR "nacos.error"
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* NULL inside: closed */
+struct engine_ud {
+    nacos_engine *e;
+};
+
+struct client_ud {
+    nacos_client *c;
+    struct engine_ud *engine; /* kept alive by user value 1 */
+};
+
+struct watch_ud {
+    nacos_watch *w;
+    struct client_ud *client; /* likewise */
+};
+
+static void push_error(lua_State *L, const nacos_error *err)
+{
+    lua_createtable(L, 0, 4);
+    lua_pushstring(L, nacos_code_name(err->code));
+    lua_setfield(L, -2, "code");
+    lua_pushstring(L, err->message);
+    lua_setfield(L, -2, "message");
+    if (err->http_status) {
+        lua_pushinteger(L, err->http_status);
+        lua_setfield(L, -2, "status");
+    }
+    if (err->server[0]) {
+        lua_pushstring(L, err->server);
+        lua_setfield(L, -2, "server");
+    }
+    luaL_setmetatable(L, ERROR);
+}
+
+/** nil, error */
+static int fail(lua_State *L, nacos_code code, const char *message)
+{
+    nacos_error err = {.code = code};
+    snprintf(err.message, sizeof err.message, "%s", message);
+    lua_pushnil(L);
+    push_error(L, &err);
+    return 2;
+}
+
+static int error_tostring(lua_State *L)
+{
+    lua_getfield(L, 1, "message");
+    return 1;
+}
+
+/** core.error(code, message [, status [, server]]) -> error: for failures found in Lua. */
+static int core_error(lua_State *L)
+{
+    static const char *const fields[] = {"code", "message", "status", "server"};
+    luaL_checkstring(L, 1);
+    luaL_checkstring(L, 2);
+    lua_settop(L, 4);
+    lua_createtable(L, 0, 4);
+    for (int i = 0; i < 4; i++) {
+        lua_pushvalue(L, i + 1);
+        lua_setfield(L, -2, fields[i]);
+    }
+    luaL_setmetatable(L, ERROR);
+    return 1;
+}
+
+static int to_ms(lua_State *L, int arg)
+{
+    lua_Number s = luaL_checknumber(L, arg);
+    luaL_argcheck(L, s >= 0, arg, "seconds cannot be negative");
+    return s > 2e6 ? 2000000000 : (int)ceil(s * 1000);
+}
+
+/* ---- values -------------------------------------------------------------------------------------------------------------- */
+
+static void set_value(lua_State *L, const nacos_value *v)
+{
+    static const char *const sources[] = {NULL, "server", "failover", "snapshot"};
+    if (v->data) {
+        lua_pushlstring(L, v->data, v->len);
+        lua_setfield(L, -2, "content");
+    }
+    if (v->md5[0]) {
+        lua_pushstring(L, v->md5);
+        lua_setfield(L, -2, "md5");
+    }
+    if (v->type[0]) {
+        lua_pushstring(L, v->type);
+        lua_setfield(L, -2, "type");
+    }
+    if (v->source) {
+        lua_pushstring(L, sources[v->source]);
+        lua_setfield(L, -2, "source");
+    }
+    if (v->confirmed > 0) {
+        lua_pushnumber(L, v->confirmed);
+        lua_setfield(L, -2, "confirmed");
+    }
+    lua_pushinteger(L, (lua_Integer)v->version);
+    lua_setfield(L, -2, "version");
+}
+
+static int push_event(lua_State *L, const nacos_event *ev)
+{
+    static const char *const kinds[] = {"reply", "config", "timer", "signal", "trouble"};
+    lua_createtable(L, 0, 8);
+    lua_pushinteger(L, (lua_Integer)ev->id);
+    lua_setfield(L, -2, "id");
+    lua_pushstring(L, kinds[ev->kind]);
+    lua_setfield(L, -2, "kind");
+    if (ev->error.code != NACOS_OK) {
+        push_error(L, &ev->error);
+        lua_setfield(L, -2, "error");
+    }
+    if (ev->kind == NACOS_EVENT_REPLY || ev->kind == NACOS_EVENT_CONFIG)
+        set_value(L, &ev->value);
+    return 1;
+}
+
+/* ---- engine -------------------------------------------------------------------------------------------------------------- */
+
+static struct engine_ud *check_engine(lua_State *L)
+{
+    struct engine_ud *u = luaL_checkudata(L, 1, ENGINE);
+    luaL_argcheck(L, u->e, 1, "the engine is closed");
+    return u;
+}
+
+static int core_engine(lua_State *L)
+{
+    nacos_error err;
+    struct engine_ud *u = lua_newuserdatauv(L, sizeof *u, 0);
+    u->e = NULL;
+    luaL_setmetatable(L, ENGINE);
+    u->e = nacos_engine_new(&err);
+    if (u->e)
+        return 1;
+    lua_pushnil(L);
+    push_error(L, &err);
+    return 2;
+}
+
+static int engine_close(lua_State *L)
+{
+    struct engine_ud *u = luaL_checkudata(L, 1, ENGINE);
+    nacos_engine *e = u->e;
+    u->e = NULL;
+    nacos_engine_free(e);
+    return 0;
+}
+
+/** engine:wait([seconds [, id]]) -> event | nil; without seconds as long as it takes. */
+static int engine_wait(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    int ms = lua_isnoneornil(L, 2) ? -1 : to_ms(L, 2);
+    uint64_t id = (uint64_t)luaL_optinteger(L, 3, 0);
+    const nacos_event *ev = nacos_wait(u->e, id, ms);
+    return ev ? push_event(L, ev) : 0;
+}
+
+static int engine_fd(lua_State *L)
+{
+    lua_pushinteger(L, nacos_engine_fd(check_engine(L)->e));
+    return 1;
+}
+
+static int engine_forked(lua_State *L)
+{
+    lua_pushboolean(L, nacos_engine_forked(check_engine(L)->e));
+    return 1;
+}
+
+static int push_id(lua_State *L, uint64_t id)
+{
+    if (!id)
+        return fail(L, NACOS_NOMEM, "out of memory");
+    lua_pushinteger(L, (lua_Integer)id);
+    return 1;
+}
+
+static int engine_timer(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    return push_id(L, nacos_timer(u->e, to_ms(L, 2)));
+}
+
+static int engine_signal(lua_State *L)
+{
+    static const char *const names[] = {"HUP", "INT", "TERM", "USR1", "USR2", "CHLD", "WINCH", NULL};
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGCHLD, SIGWINCH};
+    struct engine_ud *u = check_engine(L);
+    return push_id(L, nacos_signal(u->e, numbers[luaL_checkoption(L, 2, NULL, names)]));
+}
+
+/* ---- client -------------------------------------------------------------------------------------------------------------- */
+
+/** The client of argument 1, or NULL after pushing nil, error: closed and forked are the world's doing, not misuse. */
+static nacos_client *to_client(lua_State *L)
+{
+    struct client_ud *u = luaL_checkudata(L, 1, CLIENT);
+    if (!u->c || !u->engine->e) {
+        fail(L, NACOS_CLOSED, "the client is closed");
+        return NULL;
+    }
+    if (nacos_engine_forked(u->engine->e)) {
+        fail(L, NACOS_FORKED, "this process is a fork of the one that made the client; make a client of its own here");
+        return NULL;
+    }
+    return u->c;
+}
+
+static const char *text_field(lua_State *L, int t, const char *name)
+{
+    lua_getfield(L, t, name);
+    const char *s = lua_isnil(L, -1) ? NULL : luaL_checkstring(L, -1);
+    lua_pop(L, 1); /* the table keeps the string */
+    return s;
+}
+
+static lua_Number number_field(lua_State *L, int t, const char *name)
+{
+    lua_getfield(L, t, name);
+    lua_Number n = luaL_optnumber(L, -1, 0);
+    lua_pop(L, 1);
+    return n;
+}
+
+static int bool_field(lua_State *L, int t, const char *name, int absent)
+{
+    lua_getfield(L, t, name);
+    int b = lua_isnil(L, -1) ? absent : lua_toboolean(L, -1);
+    lua_pop(L, 1);
+    return b;
+}
+
+static nacos_options check_options(lua_State *L, int t)
+{
+    static const char *const levels[] = {"debug", "info", "warn", "error", "off", NULL};
+    luaL_checktype(L, t, LUA_TTABLE);
+    lua_getfield(L, t, "log_level");
+    int level = luaL_checkoption(L, -1, "warn", levels);
+    lua_pop(L, 1);
+    int verify = bool_field(L, t, "verify", -1);
+    return (nacos_options){
+        .server_addresses = text_field(L, t, "server_addresses"),
+        .endpoint = text_field(L, t, "endpoint"),
+        .ns = text_field(L, t, "namespace"),
+        .context_path = text_field(L, t, "context_path"),
+        .username = text_field(L, t, "username"),
+        .password = text_field(L, t, "password"),
+        .password_file = text_field(L, t, "password_file"),
+        .password_env = text_field(L, t, "password_env"),
+        .ak = text_field(L, t, "ak"),
+        .sk = text_field(L, t, "sk"),
+        .ca_file = text_field(L, t, "ca_file"),
+        .cert_file = text_field(L, t, "cert_file"),
+        .key_file = text_field(L, t, "key_file"),
+        .server_name = text_field(L, t, "server_name"),
+        .verify = verify < 0 ? 0 : verify ? 1 : -1,
+        .proxy_http = text_field(L, t, "proxy_http"),
+        .proxy_https = text_field(L, t, "proxy_https"),
+        .failover_base = text_field(L, t, "failover_base"),
+        .snapshot_base = text_field(L, t, "snapshot_base"),
+        .no_snapshot = bool_field(L, t, "no_snapshot", 0),
+        .log_dir = text_field(L, t, "log_dir"),
+        .log_level = (nacos_log_level)level,
+        .log_backups = (int)number_field(L, t, "log_rotation_backup_count"),
+        .poll_timeout_ms = (int)(number_field(L, t, "pulling_timeout") * 1000),
+        .poll_batch = (int)number_field(L, t, "pulling_config_size"),
+        .max_response = (size_t)number_field(L, t, "max_response_size"),
+    };
+}
+
+static int engine_client(lua_State *L)
+{
+    struct engine_ud *e = check_engine(L);
+    nacos_options o = check_options(L, 2);
+    nacos_error err;
+    struct client_ud *u = lua_newuserdatauv(L, sizeof *u, 1);
+    *u = (struct client_ud){NULL, e};
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    luaL_setmetatable(L, CLIENT);
+    if (nacos_engine_forked(e->e))
+        return fail(L, NACOS_FORKED, "this process is a fork of the one that loaded nacos; load it here anew");
+    u->c = nacos_client_new(e->e, &o, &err);
+    if (u->c)
+        return 1;
+    lua_pushnil(L);
+    push_error(L, &err);
+    return 2;
+}
+
+static int client_close(lua_State *L)
+{
+    struct client_ud *u = luaL_checkudata(L, 1, CLIENT);
+    if (u->c && u->engine->e)
+        nacos_client_close(u->c);
+    u->c = NULL;
+    return 0;
+}
+
+static int client_configure(lua_State *L)
+{
+    nacos_client *c = to_client(L);
+    if (!c)
+        return 2;
+    nacos_options o = check_options(L, 2);
+    nacos_client_configure(c, &o);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/** client:get(data_id, group, timeout, flags): flags "" | "no_snapshot" | "server_only" */
+static int client_get(lua_State *L)
+{
+    static const char *const flags[] = {"", "no_snapshot", "server_only", NULL};
+    const char *data_id = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
+    int ms = to_ms(L, 4), flag = luaL_checkoption(L, 5, "", flags);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_get_config(c, data_id, group, ms, flag)) : 2;
+}
+
+/** client:publish(data_id, group, content, timeout, fields) */
+static int client_publish(lua_State *L)
+{
+    luaL_checktype(L, 6, LUA_TTABLE);
+    nacos_publish p = {
+        .data_id = luaL_checkstring(L, 2),
+        .group = luaL_checkstring(L, 3),
+        .type = text_field(L, 6, "type"),
+        .app_name = text_field(L, 6, "app_name"),
+        .tags = text_field(L, 6, "tags"),
+        .desc = text_field(L, 6, "desc"),
+        .cas_md5 = text_field(L, 6, "cas_md5"),
+    };
+    p.content = luaL_checklstring(L, 4, &p.len);
+    int ms = to_ms(L, 5);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_publish_config(c, &p, ms)) : 2;
+}
+
+static int client_remove(lua_State *L)
+{
+    const char *data_id = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
+    int ms = to_ms(L, 4);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_remove_config(c, data_id, group, ms)) : 2;
+}
+
+static int client_list(lua_State *L)
+{
+    const char *pattern = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
+    int page = (int)luaL_checkinteger(L, 4), size = (int)luaL_checkinteger(L, 5), ms = to_ms(L, 6);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_list_configs(c, pattern, group, page, size, ms)) : 2;
+}
+
+static int client_version(lua_State *L)
+{
+    int ms = to_ms(L, 2);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_server_version(c, ms)) : 2;
+}
+
+static int client_log(lua_State *L)
+{
+    static const char *const levels[] = {"debug", "info", "warn", "error", NULL};
+    int level = luaL_checkoption(L, 2, NULL, levels);
+    const char *message = luaL_checkstring(L, 3);
+    nacos_client *c = to_client(L);
+    if (c)
+        nacos_client_log(c, (nacos_log_level)level, message);
+    return 0;
+}
+
+static int client_status(lua_State *L)
+{
+    nacos_client *c = to_client(L);
+    if (!c)
+        return 2;
+    nacos_status s;
+    nacos_client_status(c, &s);
+    lua_createtable(L, 0, 8);
+    if (s.server[0]) {
+        lua_pushstring(L, s.server);
+        lua_setfield(L, -2, "server");
+    }
+    lua_pushboolean(L, s.connected);
+    lua_setfield(L, -2, "connected");
+    const struct {
+        const char *name;
+        uint64_t n;
+    } numbers[] = {{"watches", (uint64_t)s.watches}, {"polls", (uint64_t)s.polls}, {"requests", s.requests}, {"failures", s.failures}, {"logins", s.logins}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        lua_pushinteger(L, (lua_Integer)numbers[i].n);
+        lua_setfield(L, -2, numbers[i].name);
+    }
+    if (s.last_error.code != NACOS_OK) {
+        push_error(L, &s.last_error);
+        lua_setfield(L, -2, "last_error");
+    }
+    return 1;
+}
+
+/* ---- watches ------------------------------------------------------------------------------------------------------------- */
+
+/** client:watch(data_id, group) -> watch, id */
+static int client_watch(lua_State *L)
+{
+    const char *data_id = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
+    nacos_client *c = to_client(L);
+    if (!c)
+        return 2;
+    struct watch_ud *u = lua_newuserdatauv(L, sizeof *u, 1);
+    *u = (struct watch_ud){NULL, lua_touserdata(L, 1)};
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    luaL_setmetatable(L, WATCH);
+    u->w = nacos_watch_config(c, data_id, group);
+    if (!u->w)
+        return fail(L, NACOS_NOMEM, "out of memory");
+    lua_pushinteger(L, (lua_Integer)nacos_watch_id(u->w));
+    return 2;
+}
+
+static nacos_watch *live_watch(const struct watch_ud *u)
+{
+    return u->w && u->client->c && u->client->engine->e && !nacos_engine_forked(u->client->engine->e) ? u->w : NULL;
+}
+
+static int watch_close(lua_State *L)
+{
+    struct watch_ud *u = luaL_checkudata(L, 1, WATCH);
+    nacos_watch *w = live_watch(u);
+    u->w = NULL;
+    if (w)
+        nacos_unwatch(w);
+    return 0;
+}
+
+/** watch:peek(table): brings the fields of `table` (an earlier answer, or {}) up to date and returns it; nil while nothing is known. Allocates
+ *  nothing when the value is the one that the table holds. */
+static int watch_peek(lua_State *L)
+{
+    struct watch_ud *u = luaL_checkudata(L, 1, WATCH);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lua_settop(L, 2);
+    nacos_watch *w = live_watch(u);
+    lua_getfield(L, 2, "version");
+    uint64_t known = (uint64_t)lua_tointeger(L, -1);
+    lua_pop(L, 1);
+    nacos_value v;
+    if (!w || !nacos_peek(w, known, &v))
+        return 0;
+    if (v.version == known) {
+        lua_pushnumber(L, v.confirmed);
+        lua_setfield(L, 2, "confirmed");
+    } else {
+        static const char *const all[] = {"content", "md5", "type", "source", "confirmed"};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+            lua_pushnil(L);
+            lua_setfield(L, 2, all[i]);
+        }
+        set_value(L, &v);
+    }
+    return 1;
+}
+
+/* ---- helpers ------------------------------------------------------------------------------------------------------------- */
+
+static int core_md5(lua_State *L)
+{
+    size_t len;
+    const char *s = luaL_checklstring(L, 1, &len);
+    char hex[33];
+    if (!nacos_md5(s, len, hex))
+        return luaL_error(L, "this system's OpenSSL refuses md5");
+    lua_pushstring(L, hex);
+    return 1;
+}
+
+static int push_reason(lua_State *L, const char *why)
+{
+    lua_pushstring(L, why); /* NULL becomes nil */
+    return 1;
+}
+
+/** core.check_id(text) -> nil, or what is wrong */
+static int core_check_id(lua_State *L)
+{
+    size_t len;
+    const char *s = luaL_checklstring(L, 1, &len);
+    return push_reason(L, strlen(s) != len ? "holds a NUL byte" : nacos_check_id(s));
+}
+
+static int core_check_namespace(lua_State *L)
+{
+    size_t len;
+    const char *s = luaL_checklstring(L, 1, &len);
+    return push_reason(L, strlen(s) != len ? "holds a NUL byte" : nacos_check_namespace(s));
+}
+
+/** core.write_file(path, content, mode (0: kept), sync) -> true | nil, error */
+static int core_write_file(lua_State *L)
+{
+    size_t len;
+    const char *path = luaL_checkstring(L, 1), *data = luaL_checklstring(L, 2, &len);
+    unsigned mode = (unsigned)luaL_checkinteger(L, 3);
+    nacos_error err;
+    if (nacos_write_file(path, data, len, mode, lua_toboolean(L, 4), &err)) {
+        lua_pushboolean(L, 1);
+        return 1;
+    }
+    lua_pushnil(L);
+    push_error(L, &err);
+    return 2;
+}
+
+static int core_monotonic(lua_State *L)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    lua_pushnumber(L, (lua_Number)ts.tv_sec + (lua_Number)ts.tv_nsec / 1e9);
+    return 1;
+}
+
+static void new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close)
+{
+    luaL_newmetatable(L, name);
+    lua_newtable(L);
+    luaL_setfuncs(L, methods, 0);
+    lua_setfield(L, -2, "__index");
+    lua_pushcfunction(L, close);
+    lua_setfield(L, -2, "__gc");
+    lua_pushcfunction(L, close);
+    lua_setfield(L, -2, "__close");
+    lua_pop(L, 1);
+}
+
+EXPORT int luaopen_nacos_core(lua_State *L);
+
+EXPORT int luaopen_nacos_core(lua_State *L)
+{
+    static const luaL_Reg engine_methods[] = {{"wait", engine_wait},     {"fd", engine_fd},         {"forked", engine_forked}, {"timer", engine_timer},
+                                              {"signal", engine_signal}, {"client", engine_client}, {"close", engine_close},   {NULL, NULL}};
+    static const luaL_Reg client_methods[] = {{"get", client_get},         {"publish", client_publish},     {"remove", client_remove}, {"list", client_list},
+                                              {"version", client_version}, {"configure", client_configure}, {"log", client_log},       {"status", client_status},
+                                              {"watch", client_watch},     {"close", client_close},         {NULL, NULL}};
+    static const luaL_Reg watch_methods[] = {{"peek", watch_peek}, {"close", watch_close}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"engine", core_engine},         {"error", core_error},           {"md5", core_md5},
+                                         {"check_id", core_check_id},     {"check_namespace", core_check_namespace},
+                                         {"write_file", core_write_file}, {"monotonic", core_monotonic},   {NULL, NULL}};
+    new_class(L, ENGINE, engine_methods, engine_close);
+    new_class(L, CLIENT, client_methods, client_close);
+    new_class(L, WATCH, watch_methods, watch_close);
+    luaL_newmetatable(L, ERROR);
+    lua_pushcfunction(L, error_tostring);
+    lua_setfield(L, -2, "__tostring");
+    lua_pop(L, 1);
+    luaL_newlib(L, functions);
+    lua_pushstring(L, nacos_version());
+    lua_setfield(L, -2, "version");
+    return 1;
+}

@@ -1,0 +1,235 @@
+/**
+ * nacos.h: the C API of lunacos, a client of the Nacos service registry and configuration centre.
+ *
+ * The one idea: an *engine* is a thread that does all I/O (HTTP, long polls, logins, snapshots, timers). The host asks it for
+ * things and collects *events*; nothing ever calls back into the host. The Lua binding is one host, a C program may be another.
+ *
+ *     nacos_engine *e = nacos_engine_new(&err);
+ *     nacos_client *c = nacos_client_new(e, &(nacos_options){.server_addresses = "127.0.0.1:8848"}, &err);
+ *     uint64_t id = nacos_get_config(c, "app.yaml", "DEFAULT_GROUP", 3000, 0);
+ *     const nacos_event *ev = nacos_wait(e, id, 5000);
+ *     if (ev && ev->error.code == NACOS_OK) fwrite(ev->value.data, 1, ev->value.len, stdout);
+ *     nacos_client_close(c);
+ *     nacos_engine_free(e);
+ *
+ * Threads: one host thread at a time may use an engine and its clients. Different engines are independent.
+ * Strings given to a function are copied before it returns. Durations are milliseconds, times come from the monotonic clock
+ * unless a field says "unix".
+ * After fork() the child owns none of this: every function that can fail answers NACOS_FORKED there, and the child must not free.
+ */
+#ifndef NACOS_H
+#define NACOS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define NACOS_API __attribute__((visibility("default")))
+
+typedef struct nacos_engine nacos_engine;
+typedef struct nacos_client nacos_client;
+typedef struct nacos_watch nacos_watch;
+
+/** Why something did not work: one list makes the enum and the names that nacos_code_name() and Lua's `err.code` show. */
+#define NACOS_CODES(X)                                                                                                               \
+    X(OK, "ok")                                                                                                                      \
+    X(NOT_FOUND, "not_found")     /* the server says that the item does not exist */                                                 \
+    X(FORBIDDEN, "forbidden")     /* login refused, or no right to this item */                                                      \
+    X(UNAVAILABLE, "unavailable") /* no server answered in time: nothing is known about the item */                                  \
+    X(CONFLICT, "conflict")       /* compare-and-set: the content is no longer what the caller expected */                           \
+    X(UNSUPPORTED, "unsupported") /* this server does not offer the call */                                                          \
+    X(REFUSED, "refused")         /* the server understood and said no (another 4xx) */                                              \
+    X(PROTOCOL, "protocol")       /* what came back is not an answer of Nacos, or too large */                                       \
+    X(INVALID, "invalid")         /* refused here, before anything was sent */                                                       \
+    X(CLOSED, "closed")           /* the client was closed meanwhile */                                                              \
+    X(FORKED, "forked")           /* used in a child process of the one that made it */                                              \
+    X(NOMEM, "nomem")
+
+typedef enum nacos_code {
+#define X(name, text) NACOS_##name,
+    NACOS_CODES(X)
+#undef X
+} nacos_code;
+
+NACOS_API const char *nacos_code_name(nacos_code code);
+
+/** A failure, told to a person: `message` is a whole sentence with key and server and never holds a secret. */
+typedef struct nacos_error {
+    nacos_code code;
+    int http_status;  /* of the answer behind it; 0: there was none */
+    char server[128]; /* "http://10.0.0.1:8848", or empty */
+    char message[512];
+} nacos_error;
+
+/** Where a value came from. */
+typedef enum nacos_source { NACOS_FROM_NONE, NACOS_FROM_SERVER, NACOS_FROM_FAILOVER, NACOS_FROM_SNAPSHOT } nacos_source;
+
+typedef enum nacos_event_kind {
+    NACOS_EVENT_REPLY,  /* the one answer to a request */
+    NACOS_EVENT_CONFIG, /* a watched configuration: its newest value. May come any number of times */
+    NACOS_EVENT_TIMER,
+    NACOS_EVENT_SIGNAL,
+    NACOS_EVENT_TROUBLE /* a watch cannot be served right now (error says why); once per change of the reason */
+} nacos_event_kind;
+
+typedef struct nacos_value {
+    const char *data; /* NULL: the item does not exist. Not NUL-terminated */
+    size_t len;
+    char md5[33]; /* lower-case hex of the bytes; empty when absent */
+    char type[24]; /* as the server names it: text json xml yaml html properties toml; empty: unknown */
+    nacos_source source;
+    double confirmed;  /* unix seconds: when the server last said that this is the newest value; 0: never */
+    uint64_t version;  /* counts the values of this item; equal versions are equal bytes */
+} nacos_value;
+
+typedef struct nacos_event {
+    uint64_t id; /* of the request, watch, timer or signal */
+    nacos_event_kind kind;
+    nacos_error error; /* code NACOS_OK unless something failed */
+    nacos_value value; /* of reads, watches and raw answers */
+} nacos_event;
+
+/* ---- engine ------------------------------------------------------------------------------------------------------------ */
+
+/** Starts the thread, with every signal blocked in it. NULL and `err` when the system refuses. */
+NACOS_API nacos_engine *nacos_engine_new(nacos_error *err);
+
+/** Closes every client, ends the thread, frees everything. In a forked child it does nothing. */
+NACOS_API void nacos_engine_free(nacos_engine *e);
+
+/** A descriptor that is readable while an event waits; for poll, epoll, luv … Never read from it: nacos_wait() does. */
+NACOS_API int nacos_engine_fd(const nacos_engine *e);
+
+/** True in a child of the process that made the engine. */
+NACOS_API bool nacos_engine_forked(const nacos_engine *e);
+
+/**
+ * The next event, or only that of `id` when `id` is not 0 (others stay pending, in order).
+ * Waits up to `timeout_ms` (0: does not wait and costs no system call; < 0: without limit).
+ * NULL: none came in time, or a signal handler ran in this thread (so that a host can look at its flags).
+ * The event and what it points to stay valid until the next call.
+ */
+NACOS_API const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms);
+
+/** One NACOS_EVENT_TIMER after `ms`. */
+NACOS_API uint64_t nacos_timer(nacos_engine *e, int64_t ms);
+
+/** Turns the next delivery of `signum` into one NACOS_EVENT_SIGNAL; a second delivery has its default effect.
+ *  The only function that touches a process-wide signal disposition: for executables, not for libraries. 0: refused. */
+NACOS_API uint64_t nacos_signal(nacos_engine *e, int signum);
+
+/* ---- client ------------------------------------------------------------------------------------------------------------ */
+
+typedef enum nacos_log_level { NACOS_LOG_DEBUG, NACOS_LOG_INFO, NACOS_LOG_WARN, NACOS_LOG_ERROR, NACOS_LOG_OFF } nacos_log_level;
+
+/** Zeroed members mean the default in brackets. */
+typedef struct nacos_options {
+    const char *server_addresses; /* "10.0.0.1:8848,https://nacos.example:443,[::1]"; scheme [http], port [8848] */
+    const char *endpoint;         /* address server "host[:8080]" or URL: asked for the list instead, every 30 s */
+    const char *ns;               /* namespace id; "public" is the same as empty */
+    const char *context_path;     /* [/nacos] */
+    const char *username, *password;
+    const char *password_file; /* read at each login: may be rotated. One trailing newline is cut */
+    const char *password_env;  /* name of an environment variable, likewise */
+    const char *ak, *sk;
+    const char *ca_file, *cert_file, *key_file;
+    const char *server_name; /* name to ask for and to verify instead of the address */
+    int verify;              /* 1 on, -1 off, 0: on when ca_file is given, else off */
+    const char *proxy_http, *proxy_https;
+    const char *failover_base; /* [nacos-data/data] */
+    const char *snapshot_base; /* [nacos-data/snapshot] */
+    bool no_snapshot;
+    const char *log_dir;       /* [standard error] */
+    nacos_log_level log_level; /* as given: DEBUG is 0 */
+    int log_backups;           /* as given: 0 keeps all */
+    int poll_timeout_ms;       /* [30000] how long a server may hold a long poll */
+    int poll_batch;            /* [3000] most keys in one long poll */
+    size_t max_response;       /* [16 MiB] bytes */
+} nacos_options;
+
+/** Makes a client; no I/O happens yet. NULL and `err` (NACOS_INVALID) when an address cannot be parsed. */
+NACOS_API nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err);
+
+/** Changes what may change in a running client: proxies, failover_base, snapshot_base, no_snapshot, log_level, poll_timeout_ms, poll_batch,
+ *  max_response. All of them are taken from `o`. */
+NACOS_API void nacos_client_configure(nacos_client *c, const nacos_options *o);
+
+/** Ends everything of the client: its requests answer NACOS_CLOSED, its watches are gone. Returns within 100 ms, whatever is in flight. The handle
+ *  is freed. */
+NACOS_API void nacos_client_close(nacos_client *c);
+
+/** Writes to the client's log. */
+NACOS_API void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message);
+
+/** Bits for nacos_get_config(). */
+enum { NACOS_NO_SNAPSHOT = 1, /* do not fall back to the snapshot */ NACOS_SERVER_ONLY = 2 /* neither failover file nor snapshot */ };
+
+/**
+ * Each of these sends one request and gives the id of the one NACOS_EVENT_REPLY that answers it, within `timeout_ms` whatever happens.
+ * Identifiers must be valid (nacos_check_id()).
+ *
+ * Read: failover file, then the servers in turn, then the snapshot; value.source says which it was.
+ */
+NACOS_API uint64_t nacos_get_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms, int flags);
+
+typedef struct nacos_publish {
+    const char *data_id, *group;
+    const char *content; /* UTF-8, not empty */
+    size_t len;
+    const char *type, *app_name, *tags, *desc; /* NULL: not sent. The server takes a missing type for "text" */
+    const char *cas_md5;                       /* publish only over content with this md5 */
+} nacos_publish;
+
+/** Refused with NACOS_INVALID before anything is sent when the encoded form passes the 2,097,152 bytes a server reads. */
+NACOS_API uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeout_ms);
+NACOS_API uint64_t nacos_remove_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms);
+
+/** One page of the configurations whose dataId matches `pattern` ("*" is the wildcard; NULL or "": all). value.data is the server's JSON. */
+NACOS_API uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *group, int page, int page_size, int timeout_ms);
+
+/** value.data is the server's version as it names it ("2.3.2"). Asked once per server and remembered. */
+NACOS_API uint64_t nacos_server_version(nacos_client *c, int timeout_ms);
+
+/**
+ * Watches one configuration. NACOS_EVENT_CONFIG with the present value comes first if the item exists, then one after each change; changes that
+ * come faster than the host collects them are merged, the newest wins. Watching an item again gives the same handle and counts; the handle
+ * lives until it was unwatched as often, or the client is closed. NULL: out of memory.
+ */
+NACOS_API nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char *group);
+NACOS_API uint64_t nacos_watch_id(const nacos_watch *w);
+NACOS_API void nacos_unwatch(nacos_watch *w);
+
+/** The newest known value, from memory, at once. False: nothing is known yet. `known` is a version the caller already holds (0: none): when it
+ *  is current, value->data stays NULL. Else the data is valid until the next nacos_peek() on this engine. An item known to be absent has
+ *  an empty md5 and no data. */
+NACOS_API bool nacos_peek(nacos_watch *w, uint64_t known, nacos_value *value);
+
+typedef struct nacos_status {
+    char server[128];      /* the one in use */
+    bool connected;        /* the last exchange with a server worked */
+    int watches, polls;    /* watched items; long polls held now */
+    uint64_t requests, failures, logins;
+    nacos_error last_error;
+} nacos_status;
+
+NACOS_API void nacos_client_status(const nacos_client *c, nacos_status *out);
+
+/* ---- helpers ----------------------------------------------------------------------------------------------------------- */
+
+/** NULL when `id` may be a dataId or group (letters, digits, `_ - . :`; at most 256 bytes), else what is wrong with it. */
+NACOS_API const char *nacos_check_id(const char *id);
+/** The same for a namespace id (letters, digits, `_` and `-`; at most 128 bytes; empty is the public one). */
+NACOS_API const char *nacos_check_namespace(const char *ns);
+NACOS_API bool nacos_md5(const void *data, size_t len, char out[33]);
+/** Replaces a file atomically: temp file in the same folder, mode (0: that of the old file, else 0644), fsync when `sync`, rename. */
+NACOS_API bool nacos_write_file(const char *path, const void *data, size_t len, unsigned mode, bool sync, nacos_error *err);
+NACOS_API const char *nacos_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
