@@ -35,18 +35,18 @@ typedef struct nacos_client nacos_client;
 typedef struct nacos_watch nacos_watch;
 
 /** Why something did not work: one list makes the enum and the names that nacos_code_name() and Lua's `err.code` show. */
-#define NACOS_CODES(X)                                                                                                               \
-    X(OK, "ok")                                                                                                                      \
-    X(NOT_FOUND, "not_found")     /* the server says that the item does not exist */                                                 \
-    X(FORBIDDEN, "forbidden")     /* login refused, or no right to this item */                                                      \
-    X(UNAVAILABLE, "unavailable") /* no server answered in time: nothing is known about the item */                                  \
-    X(CONFLICT, "conflict")       /* compare-and-set: the content is no longer what the caller expected */                           \
-    X(UNSUPPORTED, "unsupported") /* this server does not offer the call */                                                          \
-    X(REFUSED, "refused")         /* the server understood and said no (another 4xx) */                                              \
-    X(PROTOCOL, "protocol")       /* what came back is not an answer of Nacos, or too large */                                       \
-    X(INVALID, "invalid")         /* refused here, before anything was sent */                                                       \
-    X(CLOSED, "closed")           /* the client was closed meanwhile */                                                              \
-    X(FORKED, "forked")           /* used in a child process of the one that made it */                                              \
+#define NACOS_CODES(X)                                                                                                             \
+    X(OK, "ok")                                                                                                                    \
+    X(NOT_FOUND, "not_found")     /* the server says that the item does not exist */                                               \
+    X(FORBIDDEN, "forbidden")     /* login refused, or no right to this item */                                                    \
+    X(UNAVAILABLE, "unavailable") /* no server answered in time: nothing is known about the item */                                \
+    X(CONFLICT, "conflict")       /* compare-and-set: the content is no longer what the caller expected */                         \
+    X(UNSUPPORTED, "unsupported") /* this server does not offer the call */                                                        \
+    X(REFUSED, "refused")         /* the server understood and said no (another 4xx) */                                            \
+    X(PROTOCOL, "protocol")       /* what came back is not an answer of Nacos, or too large */                                     \
+    X(INVALID, "invalid")         /* refused here, before anything was sent */                                                     \
+    X(CLOSED, "closed")           /* the client was closed meanwhile */                                                            \
+    X(FORKED, "forked")           /* used in a child process of the one that made it */                                            \
     X(NOMEM, "nomem")
 
 typedef enum nacos_code {
@@ -62,7 +62,7 @@ typedef struct nacos_error {
     nacos_code code;
     int http_status;  /* of the answer behind it; 0: there was none */
     char server[128]; /* "http://10.0.0.1:8848", or empty */
-    char message[512];
+    char message[1024];
 } nacos_error;
 
 /** Where a value came from. */
@@ -79,11 +79,11 @@ typedef enum nacos_event_kind {
 typedef struct nacos_value {
     const char *data; /* NULL: the item does not exist. Not NUL-terminated */
     size_t len;
-    char md5[33]; /* lower-case hex of the bytes; empty when absent */
+    char md5[33];  /* lower-case hex of the bytes; empty when absent */
     char type[24]; /* as the server names it: text json xml yaml html properties toml; empty: unknown */
     nacos_source source;
-    double confirmed;  /* unix seconds: when the server last said that this is the newest value; 0: never */
-    uint64_t version;  /* counts the values of this item; equal versions are equal bytes */
+    double confirmed; /* unix seconds: when the server last said that this is the newest value; 0: never */
+    uint64_t version; /* counts the values of this item; equal versions are equal bytes */
 } nacos_value;
 
 typedef struct nacos_event {
@@ -154,23 +154,26 @@ typedef struct nacos_options {
 /** Makes a client; no I/O happens yet. NULL and `err` (NACOS_INVALID) when an address cannot be parsed. */
 NACOS_API nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err);
 
-/** Changes what may change in a running client: proxies, failover_base, snapshot_base, no_snapshot, log_level, poll_timeout_ms, poll_batch,
- *  max_response. All of them are taken from `o`. */
+/** Changes what may change in a running client: proxies, failover_base, snapshot_base, no_snapshot, log_level, poll_timeout_ms,
+ * poll_batch, max_response. All of them are taken from `o`. */
 NACOS_API void nacos_client_configure(nacos_client *c, const nacos_options *o);
 
-/** Ends everything of the client: its requests answer NACOS_CLOSED, its watches are gone. Returns within 100 ms, whatever is in flight. The handle
- *  is freed. */
+/** Ends everything of the client: its requests answer NACOS_CLOSED, its watches are gone. Returns within 100 ms, whatever is in
+ * flight. The handle is freed. */
 NACOS_API void nacos_client_close(nacos_client *c);
 
 /** Writes to the client's log. */
 NACOS_API void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message);
 
 /** Bits for nacos_get_config(). */
-enum { NACOS_NO_SNAPSHOT = 1, /* do not fall back to the snapshot */ NACOS_SERVER_ONLY = 2 /* neither failover file nor snapshot */ };
+enum {
+    NACOS_NO_SNAPSHOT = 1,
+    /* do not fall back to the snapshot */ NACOS_SERVER_ONLY = 2 /* neither failover file nor snapshot */
+};
 
 /**
- * Each of these sends one request and gives the id of the one NACOS_EVENT_REPLY that answers it, within `timeout_ms` whatever happens.
- * Identifiers must be valid (nacos_check_id()).
+ * Each of these sends one request and gives the id of the one NACOS_EVENT_REPLY that answers it, within `timeout_ms` whatever
+ * happens. Identifiers must be valid (nacos_check_id()).
  *
  * Read: failover file, then the servers in turn, then the snapshot; value.source says which it was.
  */
@@ -188,30 +191,32 @@ typedef struct nacos_publish {
 NACOS_API uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeout_ms);
 NACOS_API uint64_t nacos_remove_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms);
 
-/** One page of the configurations whose dataId matches `pattern` ("*" is the wildcard; NULL or "": all). value.data is the server's JSON. */
-NACOS_API uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *group, int page, int page_size, int timeout_ms);
+/** One page of the configurations whose dataId matches `pattern` ("*" is the wildcard; NULL or "": all). value.data is the server's
+ * JSON. */
+NACOS_API uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *group, int page, int page_size,
+                                      int timeout_ms);
 
 /** value.data is the server's version as it names it ("2.3.2"). Asked once per server and remembered. */
 NACOS_API uint64_t nacos_server_version(nacos_client *c, int timeout_ms);
 
 /**
- * Watches one configuration. NACOS_EVENT_CONFIG with the present value comes first if the item exists, then one after each change; changes that
- * come faster than the host collects them are merged, the newest wins. Watching an item again gives the same handle and counts; the handle
- * lives until it was unwatched as often, or the client is closed. NULL: out of memory.
+ * Watches one configuration. NACOS_EVENT_CONFIG with the present value comes first if the item exists, then one after each change;
+ * changes that come faster than the host collects them are merged, the newest wins. Watching an item again gives the same handle
+ * and counts; the handle lives until it was unwatched as often, or the client is closed. NULL: out of memory.
  */
 NACOS_API nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char *group);
 NACOS_API uint64_t nacos_watch_id(const nacos_watch *w);
 NACOS_API void nacos_unwatch(nacos_watch *w);
 
-/** The newest known value, from memory, at once. False: nothing is known yet. `known` is a version the caller already holds (0: none): when it
- *  is current, value->data stays NULL. Else the data is valid until the next nacos_peek() on this engine. An item known to be absent has
- *  an empty md5 and no data. */
+/** The newest known value, from memory, at once. False: nothing is known yet. `known` is a version the caller already holds (0:
+ * none): when it is current, value->data stays NULL. Else the data is valid until the next nacos_peek() on this engine. An item
+ * known to be absent has an empty md5 and no data. */
 NACOS_API bool nacos_peek(nacos_watch *w, uint64_t known, nacos_value *value);
 
 typedef struct nacos_status {
-    char server[128];      /* the one in use */
-    bool connected;        /* the last exchange with a server worked */
-    int watches, polls;    /* watched items; long polls held now */
+    char server[128];   /* the one in use */
+    bool connected;     /* the last exchange with a server worked */
+    int watches, polls; /* watched items; long polls held now */
     uint64_t requests, failures, logins;
     nacos_error last_error;
 } nacos_status;
@@ -225,7 +230,8 @@ NACOS_API const char *nacos_check_id(const char *id);
 /** The same for a namespace id (letters, digits, `_` and `-`; at most 128 bytes; empty is the public one). */
 NACOS_API const char *nacos_check_namespace(const char *ns);
 NACOS_API bool nacos_md5(const void *data, size_t len, char out[33]);
-/** Replaces a file atomically: temp file in the same folder, mode (0: that of the old file, else 0644), fsync when `sync`, rename. */
+/** Replaces a file atomically: temp file in the same folder, mode (0: that of the old file, else 0644), fsync when `sync`, rename.
+ */
 NACOS_API bool nacos_write_file(const char *path, const void *data, size_t len, unsigned mode, bool sync, nacos_error *err);
 NACOS_API const char *nacos_version(void);
 

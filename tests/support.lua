@@ -39,7 +39,6 @@ support.root = slurp("cd " .. support.q(here) .. "/.. && pwd -P")
 local build = os.getenv("LUNACOS_BUILD") or "build/dev"
 support.build = build:sub(1, 1) == "/" and build or support.root .. "/" .. build
 support.lunacos = support.build .. "/lunacos"
-support.lua_dir = support.root .. "/lua"
 
 package.path = ("%s/lua/?.lua;%s/lua/?/init.lua;%s/tests/?.lua;%s"):format(support.root, support.root, support.root, package.path)
 package.cpath = support.build .. "/?.so;" .. package.cpath
@@ -233,7 +232,7 @@ Server.__index = Server
 
 ---Start the embedded server. `args` are added to its command line ({"--username", "u", …}; "--faults" and the port are given).
 function support.start_server(args, opts)
-  local words = { support.lunacos, "--lua-dir", support.lua_dir, "server", "--faults" }
+  local words = { support.lunacos, "server", "--faults" }
   local has_port = false
   for _, word in ipairs(args or {}) do
     words[#words + 1] = word

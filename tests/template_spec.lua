@@ -324,9 +324,11 @@ describe("configurations in templates", function()
   it("come from memory when the client watches them", function()
     local client = fake_client({})
     client.peek = function(_, data_id)
-      return data_id == "a" and { content = "from memory", type = "text" } or nil
+      return data_id == "a" and { content = "from memory", type = "text" } or {} -- empty: known to be absent
     end
     assert.equal("from memory", render("{{ text('a') }}", nil, { client = client }))
+    assert.equal("d", render("{{ text('gone', { default = 'd' }) }}", nil, { client = client }))
+    assert.equal("not_found", select(2, failure("{{ text('gone') }}", nil, { client = client })).code)
     assert.equal(0, client.reads)
   end)
 

@@ -388,7 +388,12 @@ local function read_page(self, body, a)
       app_name = text(item.appName),
     }
   end
-  return { total = page.totalCount or #items, page = page.pageNumber or a.page, pages = page.pagesAvailable or 1, items = items }
+  local function whole(n)
+    return type(n) == "number" and math.floor(n) or nil -- 25, not 25.0
+  end
+  return {
+    total = whole(page.totalCount) or #items, page = whole(page.pageNumber) or a.page, pages = whole(page.pagesAvailable) or 1, items = items,
+  }
 end
 
 local function get_page(self, a)

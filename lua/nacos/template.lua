@@ -400,6 +400,7 @@ end
 
 local RENDER = {
   client = { type = { "table", "userdata" }, as_is = true, doc = "config() and text() ask it" },
+  group = { type = "string", doc = "the group of a config() or text() that names none" },
   functions = { type = "table", doc = "further functions" },
 }
 
@@ -410,7 +411,7 @@ local function checked_render(self, vars, opts, what, level)
   end
   opts = options.check(RENDER, opts, what, level + 1)
   local used, names = {}, {}
-  for name, fn in pairs(opts.client and functions.of_client(opts.client, used) or {}) do
+  for name, fn in pairs(opts.client and functions.of_client(opts.client, used, opts.group) or {}) do
     names[name] = fn
   end
   for name, fn in pairs(opts.functions or {}) do
@@ -426,7 +427,8 @@ end
 ---Render. Every call has its own environment: what the template assigns is gone afterwards, `vars` is never changed, and a
 ---template may be rendered inside another or by several coroutines at once.
 ---@param vars table|nil # the variables
----@param opts {client: nacos.Client|nil, functions: table|nil}|nil # config() and text() ask the client; further functions
+---@param opts {client: nacos.Client|nil, group: string|nil, functions: table|nil}|nil # config() and text() ask the client, in
+---this group unless they name one (default DEFAULT_GROUP); further functions
 ---@return string|nil text
 ---@return table used_or_err # the configurations asked for, as a list of {data_id=, group=}; or the error
 ---@return table|nil used    # after an error

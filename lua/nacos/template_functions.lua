@@ -125,8 +125,9 @@ local ARGUMENTS = {
 ---known, because no server answers and there is no snapshot, that is another error (code "unavailable"), default or not.
 ---@param client table      # nacos.Client, or anything with get_config(self, data_id, group) and perhaps peek
 ---@param used table|nil    # a list that receives {data_id=, group=} for each configuration asked for, once
+---@param default_group string|nil # when a template names none; default the client's, DEFAULT_GROUP
 ---@return {config: function, text: function}
-function functions.of_client(client, used)
+function functions.of_client(client, used, default_group)
   local fetched, parsed = {}, {}
 
   local function fetch(data_id, group)
@@ -137,8 +138,8 @@ function functions.of_client(client, used)
         used[#used + 1] = { data_id = data_id, group = group }
       end
       local value = client.peek and client:peek(data_id, group) -- a watched item's value needs no request
-      if value and value.content then
-        item = { content = value.content, type = value.type }
+      if value then
+        item = { content = value.content, type = value.type, problem = value.content == nil and { code = "not_found" } }
       else
         local content, source, info = client:get_config(data_id, group)
         item = { content = content, type = type(info) == "table" and info.type or nil, problem = content == nil and source }
@@ -170,6 +171,7 @@ function functions.of_client(client, used)
 
   local function config(...)
     local arguments = options.named(ARGUMENTS, "config", 2, ...)
+    arguments.group = arguments.group or default_group
     local item = known(arguments)
     if not item then
       return arguments.default
@@ -187,6 +189,7 @@ function functions.of_client(client, used)
 
   local function text(...)
     local arguments = options.named(ARGUMENTS, "text", 2, ...)
+    arguments.group = arguments.group or default_group
     local item = known(arguments)
     if not item then
       return arguments.default

@@ -42,8 +42,8 @@ static bool is(const char *path, const char *wanted)
 /** NULL: may pass. Otherwise the message of the 403. */
 static const char *refusal(struct request *r)
 {
-    const struct auth *a = &r->service->auth;
-    if (!auth_enabled(a))
+    const struct access *a = &r->service->auth;
+    if (!access_enabled(a))
         return NULL;
     const char *token = request_header(r, "Authorization");
     token = token && strncmp(token, "Bearer ", 7) == 0 ? token + 7 : NULL;
@@ -52,20 +52,20 @@ static const char *refusal(struct request *r)
     if (text_blank(token))
         token = param(r, "accessToken");
     if (!text_blank(token))
-        return auth_refusal(a, token);
-    return auth_password_ok(a, param(r, "username"), param(r, "password")) ? NULL : "user not found!";
+        return access_refusal(a, token);
+    return access_password_ok(a, param(r, "username"), param(r, "password")) ? NULL : "user not found!";
 }
 
 static void login(struct request *r)
 {
-    struct auth *a = &r->service->auth;
+    struct access *a = &r->service->auth;
     if (!need_param(r, "username", "String", TYPE_TEXT) || !need_param(r, "password", "String", TYPE_TEXT))
         return;
     const char *username = param(r, "username"), *password = param(r, "password");
     char *token = NULL;
     if (text_blank(username) || text_blank(password)) {
         reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
-    } else if (!auth_enabled(a)) {
+    } else if (!access_enabled(a)) {
         /* Nobody checks tokens here: as servers without auth, give anybody a dummy. */
         reply_json(&r->reply, 200,
                    json_pack("{s:s, s:I, s:b, s:s}", "accessToken", "AUTH_DISABLED", "tokenTtl", (json_int_t)a->ttl, "globalAdmin",
@@ -74,7 +74,7 @@ static void login(struct request *r)
         char message[256];
         snprintf(message, sizeof message, "User %.200s not found", username);
         reply_caused(&r->reply, 500, TYPE_TEXT, message, true);
-    } else if (!auth_password_ok(a, username, password)) {
+    } else if (!access_password_ok(a, username, password)) {
         reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
     } else if ((token = access_token(a))) {
         reply_json(&r->reply, 200,
@@ -96,8 +96,8 @@ static void state(struct request *r)
     const char *version = r->service->options->version;
     reply_json(&r->reply, 200,
                json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version ? version : "2.5.1",
-                         "standalone_mode", "standalone", "function_mode", "server_port", port, "auth_enabled",
-                         auth_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
+                         "standalone_mode", "standalone", "function_mode", "server_port", port, "access_enabled",
+                         access_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
                          "false", "console_ui_enabled", "false", "login_page_enabled", "false", "maxContent", "10485760"));
 }
 

@@ -14,18 +14,18 @@
 
 enum { TOKEN_MAX = 4096 };
 
-bool access_init(struct auth *a, const char *username, const char *password, long ttl)
+bool access_init(struct access *a, const char *username, const char *password, long ttl)
 {
-    *a = (struct auth){.username = username, .password = password ? password : "", .ttl = ttl};
+    *a = (struct access){.username = username, .password = password ? password : "", .ttl = ttl};
     return RAND_bytes(a->key, sizeof a->key) == 1;
 }
 
-bool auth_enabled(const struct auth *a)
+bool access_enabled(const struct access *a)
 {
     return a->username != NULL;
 }
 
-bool auth_password_ok(const struct auth *a, const char *username, const char *password)
+bool access_password_ok(const struct access *a, const char *username, const char *password)
 {
     return username && password && strcmp(username, a->username) == 0 && strcmp(password, a->password) == 0;
 }
@@ -68,7 +68,7 @@ static char *base64url_text(const char *text, size_t len)
 }
 
 /** Appends `.` and the signature of what `b` holds. */
-static void sign(const struct auth *a, struct buf *b)
+static void sign(const struct access *a, struct buf *b)
 {
     unsigned char mac[EVP_MAX_MD_SIZE];
     unsigned int n = 0;
@@ -80,7 +80,7 @@ static void sign(const struct auth *a, struct buf *b)
 
 #define JWT_HEADER "{\"alg\":\"HS256\"}"
 
-char *access_token(struct auth *a)
+char *access_token(struct access *a)
 {
     json_t *claims =
         json_pack("{s:s, s:I, s:I}", "sub", a->username, "exp", (json_int_t)(time(NULL) + a->ttl), "jti", (json_int_t)++a->serial);
@@ -101,7 +101,7 @@ char *access_token(struct auth *a)
     return buf_take(&b, NULL);
 }
 
-const char *auth_refusal(const struct auth *a, const char *token)
+const char *access_refusal(const struct access *a, const char *token)
 {
     if (text_blank(token))
         return "user not found!";
@@ -125,7 +125,7 @@ const char *auth_refusal(const struct auth *a, const char *token)
     return exp <= (json_int_t)time(NULL) || serial <= (json_int_t)a->expired ? "token expired!" : NULL;
 }
 
-void auth_expire(struct auth *a)
+void access_expire(struct access *a)
 {
     a->expired = a->serial;
 }

@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct auth {
+struct access {
     const char *username, *password; /* username NULL: open to everybody */
     long ttl;                        /* seconds */
     unsigned char key[32];
@@ -15,14 +15,14 @@ struct auth {
 };
 
 /** False: no random bytes for the key. */
-bool access_init(struct auth *a, const char *username, const char *password, long ttl);
-bool auth_enabled(const struct auth *a);
-bool auth_password_ok(const struct auth *a, const char *username, const char *password);
+bool access_init(struct access *a, const char *username, const char *password, long ttl);
+bool access_enabled(const struct access *a);
+bool access_password_ok(const struct access *a, const char *username, const char *password);
 /** A new token; free(). NULL: out of memory. */
-char *access_token(struct auth *a);
+char *access_token(struct access *a);
 /** NULL: the token is good. Otherwise the words of the real server's 403. */
-const char *auth_refusal(const struct auth *a, const char *token);
+const char *access_refusal(const struct access *a, const char *token);
 /** Every token given out so far is expired from now on. */
-void auth_expire(struct auth *a);
+void access_expire(struct access *a);
 
 #endif

@@ -49,7 +49,7 @@ static void show_stats(struct request *r)
 
 static void expire(struct request *r)
 {
-    auth_expire(&r->service->auth);
+    access_expire(&r->service->auth);
     reply_json(&r->reply, 200, json_pack("{s:I}", "expired", (json_int_t)r->service->auth.expired));
 }
 

@@ -49,7 +49,7 @@ struct service {
     struct timers timers;
     struct store store;
     struct polls polls;
-    struct auth auth;
+    struct access auth;
     struct faults faults;
     struct reqlog log;
     uint64_t bytes_in;

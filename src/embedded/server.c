@@ -257,7 +257,8 @@ static enum MHD_Result send_reply(struct request *r)
     if (++r->conn->answered >= LAST_RESPONSE || reply->status == 400 || reply->status == 500 || reply->status == 501)
         ok &= MHD_add_response_header(out, MHD_HTTP_HEADER_CONNECTION, "close") == MHD_YES;
     for (size_t at = 0; reply_next_header(reply, &at, &name, &value);)
-        ok &= MHD_add_response_header(out, name, *value ? value : " ") == MHD_YES; /* it refuses an empty value; nobody sees the space */
+        ok &= MHD_add_response_header(out, name, *value ? value : " ") ==
+              MHD_YES; /* it refuses an empty value; nobody sees the space */
     if (reply->chunked)
         ok &= MHD_add_response_header(out, MHD_HTTP_HEADER_TRANSFER_ENCODING, "chunked") == MHD_YES;
     enum MHD_Result result = ok ? MHD_queue_response(r->mhd, (unsigned)reply->status, out) : MHD_NO;

@@ -10,7 +10,7 @@
 #define RETRY_MIN_MS 500
 #define RETRY_MAX_MS 30000
 #define PATIENCE 10           /* tries with 500 before waiters are told: a server that just started answers so for ~6 s */
-#define RELOGIN_PAUSE_MS 1000 /* 403s that come right after a login are not about the token */
+#define RELOGIN_PAUSE_MS 1000 /* a 403 right after a login that a 403 asked for is not about the token */
 #define PASSWORD_MAX 4096
 
 /* 1.2 and later have the first two, 3.x the last; a 3.x server may have the others switched off */
@@ -33,7 +33,8 @@ bool auth_init(struct auth *a, struct nacos_client *c, const nacos_options *o)
     a->password = copy(o->password);
     a->password_file = copy(o->password_file);
     a->password_env = copy(o->password_env);
-    return a->username && (!o->password || a->password) && (!o->password_file || a->password_file) && (!o->password_env || a->password_env);
+    return a->username && (!o->password || a->password) && (!o->password_file || a->password_file) &&
+           (!o->password_env || a->password_env);
 }
 
 static void wipe(char *s)
@@ -111,9 +112,10 @@ bool auth_refused(struct auth *a, uint64_t generation, const struct http_respons
         return true;
     if (r->body.len && memmem(r->body.data, r->body.len, "authorization failed", 20))
         return false;
-    if (a->token && now_ms() - a->logged_in < RELOGIN_PAUSE_MS)
+    if (now_ms() < a->pause_until)
         return false;
     a->expires = 0;
+    a->forced = true;
     return true;
 }
 
@@ -147,8 +149,9 @@ static void worked(struct auth *a, const struct http_response *r)
     a->tried = 0;
     a->failures = 0;
     a->retry_at = 0;
-    a->logged_in = now_ms();
-    a->expires = a->logged_in + ttl * 1000;
+    a->expires = now_ms() + ttl * 1000;
+    a->pause_until = a->forced ? now_ms() + RELOGIN_PAUSE_MS : 0;
+    a->forced = false;
     pthread_mutex_lock(&c->engine->lock);
     c->status.logins++;
     pthread_mutex_unlock(&c->engine->lock);
@@ -170,11 +173,12 @@ static void failed(struct auth *a, const nacos_error *err)
         a->error.code = NACOS_FORBIDDEN;
     if (err->http_status >= 500)
         snprintf(a->error.message, sizeof a->error.message,
-                 "cannot log in as %.64s at %s: HTTP %d, which a Nacos server answers to a wrong user or password, and while it is starting", a->username,
-                 a->origin, err->http_status);
+                 "cannot log in as %.64s at %s: HTTP %d, which a Nacos server answers to a wrong user or password, and while it is "
+                 "starting",
+                 a->username, a->origin, err->http_status);
     else if (err->http_status == 401 || err->http_status == 403)
-        snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s at %s: user or password is wrong (HTTP %d)", a->username, a->origin,
-                 err->http_status);
+        snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s at %s: user or password is wrong (HTTP %d)",
+                 a->username, a->origin, err->http_status);
     log_write(c->log, a->failures == 1 || a->failures == PATIENCE ? LOG_WARN : LOG_DEBUG, "%s", a->error.message);
     timer_set(&c->engine->timers, &a->timer, a->retry_at - now_ms(), retry, a);
 }
@@ -192,7 +196,8 @@ static void on_login(void *arg, const struct http_response *r, const nacos_error
             return;
         }
         nacos_error odd = {.code = NACOS_PROTOCOL};
-        snprintf(odd.message, sizeof odd.message, "cannot log in as %.64s at %s: the answer holds no token; is this a Nacos server?", a->username, a->origin);
+        snprintf(odd.message, sizeof odd.message,
+                 "cannot log in as %.64s at %s: the answer holds no token; is this a Nacos server?", a->username, a->origin);
         failed(a, &odd);
         tell_waiters(a, &a->error);
         return;

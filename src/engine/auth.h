@@ -1,6 +1,7 @@
 /** auth: one login for everybody who needs a token, renewed before it runs out.
  *
- *  The password is read anew at each login (option, file or environment), so a rotated one is found by the login that fails with the old. */
+ *  The password is read anew at each login (option, file or environment), so a rotated one is found by the login that fails with
+ * the old. */
 #ifndef LUNACOS_AUTH_H
 #define LUNACOS_AUTH_H
 
@@ -21,7 +22,8 @@ struct auth {
     bool not_needed;     /* a server without authentication said so */
     uint64_t generation; /* of the token: counts logins that worked */
     int64_t expires;     /* monotonic ms */
-    int64_t logged_in;   /* when, likewise */
+    bool forced;         /* the login under way was asked for by a 403 */
+    int64_t pause_until; /* before it a 403 starts no login: the last one, forced like that, did not help */
     struct request *running;
     int path, failures;
     uint32_t tried;
@@ -42,8 +44,8 @@ enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generat
 /** The request is told by request_login_over(). */
 void auth_join(struct auth *a, struct request *r);
 void auth_leave(struct auth *a, struct request *r);
-/** A 403 came for a request that used this token. True: try again (with a newer token, or after the login that this started). False: it is
- *  about the right itself. */
+/** A 403 came for a request that used this token. True: try again (with a newer token, or after the login that this started).
+ * False: it is about the right itself. */
 bool auth_refused(struct auth *a, uint64_t generation, const struct http_response *r);
 
 #endif

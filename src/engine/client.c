@@ -96,7 +96,8 @@ static enum verdict judge_list(const struct question *q, const struct http_respo
         return VERDICT_ANSWER;
     err->code = NACOS_UNAVAILABLE;
     err->http_status = r->status;
-    snprintf(err->message, sizeof err->message, "cannot %s at %s: %s", q->verb, err->server, r->outcome == HTTP_ANSWERED ? "no list came" : r->why);
+    snprintf(err->message, sizeof err->message, "cannot %s at %s: %s", q->verb, err->server,
+             r->outcome == HTTP_ANSWERED ? "no list came" : r->why);
     return VERDICT_NEXT;
 }
 
@@ -109,7 +110,8 @@ static void on_endpoint(void *arg, const struct http_response *r, const nacos_er
         return;
     if (err->code != NACOS_OK || !servers_parse(&c->servers, r->body.data, "http", &bad))
         log_write(c->log, LOG_WARN, "%s; the servers known before stay in use", bad.message);
-    timer_set(&c->engine->timers, &c->endpoint_timer, c->servers.count ? ENDPOINT_EVERY_MS : ENDPOINT_RETRY_MS, refresh_endpoint, c);
+    timer_set(&c->engine->timers, &c->endpoint_timer, c->servers.count ? ENDPOINT_EVERY_MS : ENDPOINT_RETRY_MS, refresh_endpoint,
+              c);
 }
 
 static void refresh_endpoint(void *arg)
@@ -162,8 +164,8 @@ static bool put(char **out, const char *s, const char *fallback)
 
 static void free_client(struct nacos_client *c)
 {
-    char *strings[] = {c->ns,        c->context_path, c->endpoint,   c->ak,         c->ca_file,       c->cert_file,
-                       c->key_file,  c->server_name,  c->proxy_http, c->proxy_https, c->failover_base, c->snapshot_base};
+    char *strings[] = {c->ns,       c->context_path, c->endpoint,   c->ak,          c->ca_file,       c->cert_file,
+                       c->key_file, c->server_name,  c->proxy_http, c->proxy_https, c->failover_base, c->snapshot_base};
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         free(strings[i]);
     if (c->sk)
@@ -236,8 +238,8 @@ static void apply(struct nacos_client *c, const nacos_options *o)
 
 static bool strings_of(char **out, const nacos_options *o)
 {
-    return put(&out[0], o->proxy_http, NULL) & put(&out[1], o->proxy_https, NULL) & put(&out[2], o->failover_base, "nacos-data/data") &
-           put(&out[3], o->snapshot_base, "nacos-data/snapshot");
+    return put(&out[0], o->proxy_http, NULL) & put(&out[1], o->proxy_https, NULL) &
+           put(&out[2], o->failover_base, "nacos-data/data") & put(&out[3], o->snapshot_base, "nacos-data/snapshot");
 }
 
 nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err)
@@ -256,9 +258,10 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     snprintf(context, sizeof context, "%s%s", *path == '/' ? "" : "/", path);
     for (size_t n = strlen(context); n && context[n - 1] == '/'; n--)
         context[n - 1] = 0;
-    bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->endpoint, o->endpoint, NULL) & put(&c->ak, o->ak, NULL) &
-              put(&c->sk, o->sk, NULL) & put(&c->ca_file, o->ca_file, NULL) & put(&c->cert_file, o->cert_file, NULL) &
-              put(&c->key_file, o->key_file, NULL) & put(&c->server_name, o->server_name, NULL) & strings_of(strings, o);
+    bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->endpoint, o->endpoint, NULL) &
+              put(&c->ak, o->ak, NULL) & put(&c->sk, o->sk, NULL) & put(&c->ca_file, o->ca_file, NULL) &
+              put(&c->cert_file, o->cert_file, NULL) & put(&c->key_file, o->key_file, NULL) &
+              put(&c->server_name, o->server_name, NULL) & strings_of(strings, o);
     c->log = log_open((enum log_level)o->log_level, o->log_dir, o->log_backups);
     if (!ok || !c->log)
         goto failed;
@@ -267,7 +270,8 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     c->failover_base = strings[2];
     c->snapshot_base = strings[3];
     memset(strings, 0, sizeof strings);
-    c->tls = (struct http_tls){o->verify > 0 || (o->verify == 0 && c->ca_file), c->ca_file, c->cert_file, c->key_file, c->server_name};
+    c->tls =
+        (struct http_tls){o->verify > 0 || (o->verify == 0 && c->ca_file), c->ca_file, c->cert_file, c->key_file, c->server_name};
     const char *addresses = o->server_addresses ? o->server_addresses : "";
     if (!(c->endpoint && !*addresses) && !servers_parse(&c->servers, addresses, "http", err))
         goto failed;
@@ -277,7 +281,8 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     apply(c, o);
     for (int i = 0; i < c->servers.count; i++)
         if (strncmp(c->servers.list[i].origin, "https:", 6) == 0 && !c->tls.verify) {
-            log_write(c->log, LOG_WARN, "the certificate of %s is not verified; give ca_file (or verify = true) to turn it on", c->servers.list[i].origin);
+            log_write(c->log, LOG_WARN, "the certificate of %s is not verified; give ca_file (or verify = true) to turn it on",
+                      c->servers.list[i].origin);
             break;
         }
     *err = (nacos_error){0};
@@ -335,7 +340,7 @@ void nacos_client_close(nacos_client *c)
         abort(); /* leaving it running behind the caller's back is no answer */
     uint64_t id = j->event->id;
     engine_post(e, &j->job);
-    nacos_wait(e, id, CLOSE_WAIT_MS);
+    event_free(engine_take(e, id, CLOSE_WAIT_MS));
 }
 
 void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message)

@@ -1,7 +1,7 @@
 /** client: one namespace on one list of servers, with its options; the composition of the rooms below it.
  *
- *  Born on the host thread, then the loop's alone: the host reaches it by jobs. What the host may read at once (the status, the watch table, a watch's newest
- *  value) is guarded by the engine's lock and marked so. */
+ *  Born on the host thread, then the loop's alone: the host reaches it by jobs. What the host may read at once (the status, the
+ * watch table, a watch's newest value) is guarded by the engine's lock and marked so. */
 #ifndef LUNACOS_CLIENT_H
 #define LUNACOS_CLIENT_H
 

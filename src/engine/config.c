@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "engine/client.h"
 #include "engine/snapshot.h"
@@ -9,8 +10,8 @@
 #define FETCH_MS 5000         /* a read for a watch */
 #define CHANGES_PER_SECOND 20 /* of one item, before it has to rest */
 #define REST_MAX_MS 30000
-#define SNAP_DELAY_MS 50      /* so that callbacks come first */
-#define SNAP_SLICE_MS 4       /* of the loop's time in one turn */
+#define SNAP_DELAY_MS 50 /* so that callbacks come first */
+#define SNAP_SLICE_MS 4  /* of the loop's time in one turn */
 #define SNAPS_MAX 20000
 
 static int64_t back_off(int64_t first, int n)
@@ -33,7 +34,8 @@ struct snap {
 static void forget_clean_snaps(struct config *f)
 {
     struct snap *s, *tmp;
-    HASH_ITER (hh, f->snaps, s, tmp) {
+    HASH_ITER(hh, f->snaps, s, tmp)
+    {
         if (!s->pending) {
             HASH_DEL(f->snaps, s);
             free(s);
@@ -176,7 +178,8 @@ static void reply(struct ask *a, struct value *v, nacos_source source, const nac
     ask_free(a);
 }
 
-static struct ask *ask_new(struct nacos_client *c, void (*run)(struct job *), const char *data_id, const char *group, int timeout_ms)
+static struct ask *ask_new(struct nacos_client *c, void (*run)(struct job *), const char *data_id, const char *group,
+                           int timeout_ms)
 {
     struct ask *a = calloc(1, sizeof *a);
     if (!a)
@@ -252,7 +255,8 @@ static void ask_too_late(void *arg)
         p = &(*p)->next;
     *p = a->next;
     nacos_error err = {.code = NACOS_UNAVAILABLE};
-    snprintf(err.message, sizeof err.message, "cannot read %.256s (group %.128s): no answer in %.3g s", a->data_id, a->group, (double)a->timeout_ms / 1000);
+    snprintf(err.message, sizeof err.message, "cannot read %.256s (group %.128s): no answer in %.3g s", a->data_id, a->group,
+             (double)a->timeout_ms / 1000);
     answer_ask(a, NULL, &err);
 }
 
@@ -508,6 +512,7 @@ static void deliver(struct nacos_watch *w, struct value *v, nacos_source source)
     pthread_mutex_lock(&e->lock);
     bool same = w->known && (v ? ev->value && strcmp(v->md5, ev->value->md5) == 0 : !ev->value);
     bool news = !same && (w->known || v);
+    w->client->config.failovers += (source == NACOS_FROM_FAILOVER) - (ev->source == NACOS_FROM_FAILOVER);
     struct value *old = NULL;
     if (!same) {
         old = ev->value;
@@ -590,6 +595,53 @@ static void watch_fetched(struct nacos_watch *w, struct value *v, const nacos_er
     }
     report_trouble(w, err);
     watch_rest(w, back_off(1000, w->failures++), watch_fetch);
+}
+
+/** The failover file of a watch may have come, changed or gone. */
+static void recheck(struct nacos_watch *w)
+{
+    bool was = w->event.source == NACOS_FROM_FAILOVER; /* only the loop writes it */
+    struct value *over = read_file(w->client, w->client->failover_base, &w->key);
+    if (over) {
+        deliver(w, over, NACOS_FROM_FAILOVER);
+    } else if (was && w->state != WATCH_FETCHING) {
+        longpoll_remove(w);
+        timer_clear(&w->client->engine->timers, &w->timer);
+        watch_fetch(w);
+    }
+    value_unref(over);
+}
+
+static void look_for_failover(void *arg)
+{
+    struct nacos_client *c = arg;
+    struct config *f = &c->config;
+    struct stat st = {0};
+    if (stat(c->failover_base, &st) != 0)
+        memset(&st, 0, sizeof st);
+    bool same = st.st_mtim.tv_sec == f->failover_mtime.tv_sec && st.st_mtim.tv_nsec == f->failover_mtime.tv_nsec;
+    if (same && f->failovers == 0)
+        return;
+    f->failover_mtime = st.st_mtim;
+    /* a copy of the table: the host may add to it meanwhile; only this thread frees watches */
+    pthread_mutex_lock(&c->engine->lock);
+    size_t n = 0;
+    struct nacos_watch **all = malloc(sizeof *all * (HASH_COUNT(f->watches) + 1)), *w, *tmp;
+    HASH_ITER(hh, f->watches, w, tmp)
+    {
+        if (all && (!same || w->event.source == NACOS_FROM_FAILOVER))
+            all[n++] = w;
+    }
+    pthread_mutex_unlock(&c->engine->lock);
+    for (size_t i = 0; i < n; i++)
+        recheck(all[i]);
+    free(all);
+}
+
+void config_look_for_failover(struct nacos_client *c)
+{
+    if (!c->closing && !c->config.failover_timer.slot)
+        timer_set(&c->engine->timers, &c->config.failover_timer, 0, look_for_failover, c);
 }
 
 void config_changed(struct nacos_watch *w)
@@ -683,6 +735,7 @@ static void watch_free(struct nacos_watch *w)
     struct nacos_client *c = w->client;
     timer_clear(&c->engine->timers, &w->timer);
     longpoll_remove(w);
+    c->config.failovers -= w->event.source == NACOS_FROM_FAILOVER;
     if (w->fetch)
         w->fetch->watch = NULL;
     pthread_mutex_lock(&c->engine->lock);
@@ -747,14 +800,17 @@ void config_shut(struct nacos_client *c)
     struct nacos_watch *all = c->config.watches;
     c->config.watches = NULL;
     pthread_mutex_unlock(&c->engine->lock);
-    HASH_ITER (hh, all, w, wtmp) {
+    HASH_ITER(hh, all, w, wtmp)
+    {
         HASH_DELETE(hh, all, w);
         watch_free(w);
     }
     timer_clear(&c->engine->timers, &c->config.snap_timer);
+    timer_clear(&c->engine->timers, &c->config.failover_timer);
     write_snaps(c, 60);
     struct snap *s, *stmp;
-    HASH_ITER (hh, c->config.snaps, s, stmp) {
+    HASH_ITER(hh, c->config.snaps, s, stmp)
+    {
         HASH_DEL(c->config.snaps, s);
         value_unref(s->pending);
         free(s);

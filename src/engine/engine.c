@@ -325,12 +325,6 @@ nacos_engine *nacos_engine_new(nacos_error *err)
     return NULL;
 }
 
-static void drop_current(nacos_engine *e)
-{
-    event_free(e->current_event);
-    e->current_event = NULL;
-}
-
 void nacos_engine_free(nacos_engine *e)
 {
     if (!e || nacos_engine_forked(e))
@@ -345,7 +339,7 @@ void nacos_engine_free(nacos_engine *e)
         take_locked(e, ev);
         event_free(ev);
     }
-    drop_current(e);
+    event_free(e->current_event);
     value_unref(e->peeked);
     timers_free(&e->timers);
     uv_loop_close(&e->loop);
@@ -374,48 +368,32 @@ static struct event *find_locked(nacos_engine *e, uint64_t id)
 }
 
 /** What the host gets must not change under it: a slot is copied, a one-shot event is handed over. */
-static void deliver_locked(nacos_engine *e, struct event *ev)
+static struct event *detach_locked(nacos_engine *e, struct event *ev)
 {
     take_locked(e, ev);
-    if (ev->slot) {
-        struct event *copy = event_new(ev->id, ev->kind);
-        if (!copy) {
-            engine_ready_locked(e, ev);
-            return;
-        }
-        copy->source = ev->source;
-        copy->version = ev->version;
-        copy->confirmed = ev->confirmed;
-        copy->value = value_ref(ev->value);
-        ev = copy;
+    if (!ev->slot)
+        return ev;
+    struct event *copy = event_new(ev->id, ev->kind);
+    if (!copy) {
+        engine_ready_locked(e, ev);
+        return NULL;
     }
-    e->current_event = ev;
-    e->current = (nacos_event){.id = ev->id, .kind = ev->kind};
-    if (ev->error)
-        e->current.error = *ev->error;
-    nacos_value *v = &e->current.value;
-    v->source = ev->source;
-    v->confirmed = ev->confirmed;
-    v->version = ev->version;
-    if (ev->value) {
-        v->data = ev->value->data;
-        v->len = ev->value->len;
-        memcpy(v->md5, ev->value->md5, sizeof v->md5);
-        memcpy(v->type, ev->value->type, sizeof v->type);
-    }
+    copy->source = ev->source;
+    copy->version = ev->version;
+    copy->confirmed = ev->confirmed;
+    copy->value = value_ref(ev->value);
+    return copy;
 }
 
-const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
+struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
 {
-    if ((timeout_ms == 0 && !atomic_load_explicit(&e->pending, memory_order_acquire)) || nacos_engine_forked(e))
-        return NULL;
-    drop_current(e);
+    struct event *got = NULL;
     int64_t deadline = timeout_ms > 0 ? now_ms() + timeout_ms : 0;
     pthread_mutex_lock(&e->lock);
     for (bool last = timeout_ms == 0;;) {
         struct event *ev = find_locked(e, id);
         if (ev)
-            deliver_locked(e, ev);
+            got = detach_locked(e, ev);
         if (ev || last)
             break;
         int64_t left = timeout_ms < 0 ? -1 : deadline - now_ms();
@@ -441,7 +419,31 @@ const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
             lower_fd(e->fd);
     }
     pthread_mutex_unlock(&e->lock);
-    return e->current_event ? &e->current : NULL;
+    return got;
+}
+
+const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
+{
+    if ((timeout_ms == 0 && !atomic_load_explicit(&e->pending, memory_order_acquire)) || nacos_engine_forked(e))
+        return NULL;
+    event_free(e->current_event);
+    struct event *ev = e->current_event = engine_take(e, id, timeout_ms);
+    if (!ev)
+        return NULL;
+    e->current = (nacos_event){.id = ev->id, .kind = ev->kind};
+    if (ev->error)
+        e->current.error = *ev->error;
+    nacos_value *v = &e->current.value;
+    v->source = ev->source;
+    v->confirmed = ev->confirmed;
+    v->version = ev->version;
+    if (ev->value) {
+        v->data = ev->value->data;
+        v->len = ev->value->len;
+        memcpy(v->md5, ev->value->md5, sizeof v->md5);
+        memcpy(v->type, ev->value->type, sizeof v->type);
+    }
+    return &e->current;
 }
 
 static void set_timer(struct job *job)

@@ -1,8 +1,8 @@
 /** engine: the runtime thread, its mailbox and the events it hands out.
  *
- *  Two queues join the threads, both under one lock that is held for a few instructions only. The *mailbox* carries jobs from the host to the
- *  loop. The *ready list* carries events back: one per request, and for a watch a slot that holds its newest value, so neither grows
- *  with time: a slow host finds the newest value, not a backlog. */
+ *  Two queues join the threads, both under one lock that is held for a few instructions only. The *mailbox* carries jobs from the
+ * host to the loop. The *ready list* carries events back: one per request, and for a watch a slot that holds its newest value, so
+ * neither grows with time: a slow host finds the newest value, not a backlog. */
 #ifndef LUNACOS_ENGINE_H
 #define LUNACOS_ENGINE_H
 
@@ -87,6 +87,11 @@ void engine_ready(nacos_engine *e, struct event *ev);
 void engine_ready_locked(nacos_engine *e, struct event *ev);
 /** With the lock held: takes every waiting event of `id` back. */
 void engine_withdraw_locked(nacos_engine *e, uint64_t id);
+
+/** For the host: takes the next event, or that of `id`, out of the ready list; the caller frees it. As nacos_wait(), which keeps it
+ * for its caller: a binding's garbage collector may close a client while the host still reads the event of its last nacos_wait().
+ */
+struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms);
 
 double unix_now(void);
 

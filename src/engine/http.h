@@ -1,8 +1,8 @@
 /** http: libcurl's multi interface on the engine's loop. One request in, one response out. The only room that knows curl.
  *
- *  It knows nothing of Nacos. Connections are shared by everything on one engine and kept alive; a kept connection that the server closed
- *  meanwhile is replaced by libcurl without a word. At most HTTP_PER_SERVER requests run against one server at a time, later ones wait in
- *  order; held long polls do not count. Every request has a deadline, waiting included. */
+ *  It knows nothing of Nacos. Connections are shared by everything on one engine and kept alive; a kept connection that the server
+ * closed meanwhile is replaced by libcurl without a word. At most HTTP_PER_SERVER requests run against one server at a time, later
+ * ones wait in order; held long polls do not count. Every request has a deadline, waiting included. */
 #ifndef LUNACOS_HTTP_H
 #define LUNACOS_HTTP_H
 
@@ -12,7 +12,7 @@
 #define HTTP_PER_SERVER 16
 
 enum http_outcome {
-    HTTP_ANSWERED,  /* a whole response came, whatever its status */
+    HTTP_ANSWERED,   /* a whole response came, whatever its status */
     HTTP_NO_CONNECT, /* nothing of the request reached a server */
     HTTP_TIMEOUT,
     HTTP_BROKEN,   /* closed early, half a body, not HTTP */
@@ -35,8 +35,8 @@ struct http_tls {
 
 struct http_spec {
     const char *method;
-    const char *origin; /* "http://host:port" */
-    const char *target; /* path and query */
+    const char *origin;         /* "http://host:port" */
+    const char *target;         /* path and query */
     const char *const *headers; /* "Name: value" lines, NULL-terminated; may be NULL */
     const char *body;           /* not copied: must live until done or cancel */
     size_t body_len;
@@ -55,7 +55,8 @@ typedef void (*http_done)(void *arg, struct http_response *r);
 void http_init_process(void);
 struct http *http_new(uv_loop_t *loop, struct timers *timers);
 void http_free(struct http *h);
-/** `done` is called exactly once, never from inside this call, unless http_cancel() comes first. The response is the callee's until it returns. */
+/** `done` is called exactly once, never from inside this call, unless http_cancel() comes first. The response is the callee's until
+ * it returns. */
 struct http_call *http_start(struct http *h, const struct http_spec *spec, http_done done, void *arg);
 /** Ends the request at once; `done` will not be called. Not from inside its own `done`. */
 void http_cancel(struct http_call *c);

@@ -5,12 +5,12 @@
 
 #include "engine/client.h"
 
-#define BATCH_BYTES (1 << 20)   /* of one request: half of what a server reads */
-#define BATCH_SMALL 256         /* up to here one batch costs less than two polls */
-#define GATHER_MS 10            /* while reads are under way more watches will be ready soon */
+#define BATCH_BYTES (1 << 20) /* of one request: half of what a server reads */
+#define BATCH_SMALL 256       /* up to here one batch costs less than two polls */
+#define GATHER_MS 10          /* while reads are under way more watches will be ready soon */
 #define BACK_OFF_MIN_MS 100
 #define BACK_OFF_MAX_MS 5000
-#define QUICK_MS 1000           /* an empty answer that comes sooner was not a hold */
+#define QUICK_MS 1000 /* an empty answer that comes sooner was not a hold */
 #define QUICK_MAX_MS 30000
 
 struct batch {
@@ -21,8 +21,8 @@ struct batch {
     struct request *poll;
     struct timer timer; /* set while it pauses */
     int64_t sent;
-    bool probe; /* sent with "do not hold", after a failure */
-    int quick;  /* quick answers in a row */
+    bool probe;  /* sent with "do not hold", after a failure */
+    int quick;   /* quick answers in a row */
     int changed; /* in the answer being read */
 };
 
@@ -232,6 +232,7 @@ static void on_poll(void *arg, const struct http_response *r, const nacos_error 
     b->poll = NULL;
     if (err->code == NACOS_CLOSED)
         return;
+    config_look_for_failover(c);
     if (err->code == NACOS_OK) {
         answered(b, r);
         return;
@@ -330,9 +331,12 @@ void longpoll_remove(struct nacos_watch *w)
     if (w->state == WATCH_WAITING) {
         cut(&l->waiting, w);
         l->waiting_count--;
+        w->state = WATCH_RESTING;
     } else if (w->state == WATCH_ARMED) {
         struct batch *b = w->batch;
         cut(&b->watches, w);
+        w->batch = NULL;
+        w->state = WATCH_RESTING;
         if (--b->count == 0) {
             free_batch(b);
             count_polls(l);

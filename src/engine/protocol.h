@@ -1,8 +1,9 @@
 /** protocol: the seam between what the client asks of a server and how a dialect of the protocol says it.
  *
- *  config and longpoll know keys, md5s and contents; they ask a dialect for a *question* (a request line, headers, a body) and hand the answer to
- *  the question's judge, which says what it means. A judge sees one response and decides; it never does I/O and keeps no state, so a dialect can be tested
- *  with literal bytes. Whoever adds a dialect writes another table of these functions in a file of its own; nothing outside looks at a status code. */
+ *  config and longpoll know keys, md5s and contents; they ask a dialect for a *question* (a request line, headers, a body) and hand
+ * the answer to the question's judge, which says what it means. A judge sees one response and decides; it never does I/O and keeps
+ * no state, so a dialect can be tested with literal bytes. Whoever adds a dialect writes another table of these functions in a file
+ * of its own; nothing outside looks at a status code. */
 #ifndef LUNACOS_PROTOCOL_H
 #define LUNACOS_PROTOCOL_H
 
@@ -18,10 +19,10 @@ struct key {
 };
 
 enum verdict {
-    VERDICT_ANSWER,    /* final: err->code says which */
-    VERDICT_NEXT,  /* this server failed; another may answer. err says how */
-    VERDICT_AGAIN, /* the same server in a moment (409: being modified) */
-    VERDICT_NO_RIGHT   /* 403: perhaps the token is stale */
+    VERDICT_ANSWER,  /* final: err->code says which */
+    VERDICT_NEXT,    /* this server failed; another may answer. err says how */
+    VERDICT_AGAIN,   /* the same server in a moment (409: being modified) */
+    VERDICT_NO_RIGHT /* 403: perhaps the token is stale */
 };
 
 struct question {
@@ -30,10 +31,10 @@ struct question {
     struct buf body;   /* form; empty: none */
     char headers[3][160];
     int header_count;
-    bool cas;      /* sent at most once: a repeat would be answered "conflict" by its own first copy */
-    bool one_try;  /* its owner does the retrying */
-    int64_t hold_ms; /* > 0: a long poll that may be held so long */
-    struct key key;  /* for messages and signatures; data_id NULL: not about one item. Not owned */
+    bool cas;         /* sent at most once: a repeat would be answered "conflict" by its own first copy */
+    bool one_try;     /* its owner does the retrying */
+    int64_t hold_ms;  /* > 0: a long poll that may be held so long */
+    struct key key;   /* for messages and signatures; data_id NULL: not about one item. Not owned */
     const char *verb; /* "read", "publish", … */
     enum verdict (*judge)(const struct question *, const struct http_response *, nacos_error *);
 };

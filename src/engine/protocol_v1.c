@@ -69,11 +69,13 @@ static void server_words(const struct http_response *r, char *out, size_t size)
     json_decref(j);
 }
 
-static enum verdict failed(const struct question *q, const struct http_response *r, nacos_error *err, nacos_code code, enum verdict v, const char *what)
+static enum verdict failed(const struct question *q, const struct http_response *r, nacos_error *err, nacos_code code,
+                           enum verdict v, const char *what)
 {
-    char about[300] = "";
+    char about[700] = "";
     if (q->key.data_id)
-        snprintf(about, sizeof about, " %.256s (group %.128s%s%.64s)", q->key.data_id, q->key.group, *q->key.ns ? ", namespace " : "", q->key.ns);
+        snprintf(about, sizeof about, " %.256s (group %.256s%s%.128s)", q->key.data_id, q->key.group,
+                 *q->key.ns ? ", namespace " : "", q->key.ns);
     err->code = code;
     err->http_status = r->status;
     snprintf(err->message, sizeof err->message, "cannot %s%s at %s: %s", q->verb, about, err->server, what);
@@ -114,7 +116,8 @@ static enum verdict judge_failure(const struct question *q, const struct http_re
     return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, what);
 }
 
-/** The body is believed only if it has the md5 that the server gave: a proxy's page or half a value never becomes a configuration. */
+/** The body is believed only if it has the md5 that the server gave: a proxy's page or half a value never becomes a configuration.
+ */
 static enum verdict judge_read(const struct question *q, const struct http_response *r, nacos_error *err)
 {
     if (r->outcome == HTTP_ANSWERED && r->status == 200) {
@@ -139,11 +142,13 @@ static enum verdict judge_write(const struct question *q, const struct http_resp
             return VERDICT_ANSWER;
         if (body_is(r, "false"))
             return failed(q, r, err, NACOS_REFUSED, VERDICT_ANSWER, "the server answered false");
-        return failed(q, r, err, NACOS_PROTOCOL, q->cas ? VERDICT_ANSWER : VERDICT_NEXT, "what answered is not a Nacos server; check address, port and proxy");
+        return failed(q, r, err, NACOS_PROTOCOL, q->cas ? VERDICT_ANSWER : VERDICT_NEXT,
+                      "what answered is not a Nacos server; check address, port and proxy");
     }
     /* 2.3–2.5 say it in words, 3.x answers a bare false */
     if (q->cas && r->outcome == HTTP_ANSWERED && r->status == 500 && (body_has(r, "Cas publish fail") || body_is(r, "false")))
-        return failed(q, r, err, NACOS_CONFLICT, VERDICT_ANSWER, "the content is no longer the one with the expected md5; read it and decide again");
+        return failed(q, r, err, NACOS_CONFLICT, VERDICT_ANSWER,
+                      "the content is no longer the one with the expected md5; read it and decide again");
     enum verdict v = judge_failure(q, r, err);
     return v == VERDICT_NEXT && q->cas && r->outcome != HTTP_NO_CONNECT ? VERDICT_ANSWER : v;
 }
@@ -187,9 +192,11 @@ static bool v1_publish(struct question *q, const struct key *k, const nacos_publ
     if (q->body.failed || q->body.len > PUBLISH_MAX) {
         *err = (nacos_error){.code = NACOS_INVALID};
         snprintf(err->message, sizeof err->message,
-                 "cannot publish %.256s (group %.128s): the content of %zu bytes takes %s%zu bytes in the encoded form, a server reads at most %d; "
+                 "cannot publish %.256s (group %.128s): the content of %zu bytes takes %s%zu bytes in the encoded form, a server "
+                 "reads at most %d; "
                  "split the configuration",
-                 k->data_id, k->group, p->len, q->body.failed ? "over " : "", q->body.failed ? q->body.max : q->body.len, PUBLISH_MAX);
+                 k->data_id, k->group, p->len, q->body.failed ? "over " : "", q->body.failed ? q->body.max : q->body.len,
+                 PUBLISH_MAX);
         return false;
     }
     if (p->cas_md5) {
@@ -209,7 +216,9 @@ static void v1_remove(struct question *q, const struct key *k)
 
 static void add_page(struct question *q, const struct key *pattern, int page, int page_size)
 {
-    buf_form(&q->target, "search", strchr(pattern->data_id, '*') || !*pattern->data_id || !*pattern->group || strchr(pattern->group, '*') ? "blur" : "accurate");
+    buf_form(&q->target, "search",
+             strchr(pattern->data_id, '*') || !*pattern->data_id || !*pattern->group || strchr(pattern->group, '*') ? "blur"
+                                                                                                                    : "accurate");
     buf_printf(&q->target, "&pageNo=%d&pageSize=%d", page, page_size);
     buf_form(&q->target, "dataId", pattern->data_id);
     q->judge = judge_json;
@@ -262,7 +271,8 @@ static enum verdict judge_listen(const struct question *q, const struct http_res
     if (r->outcome == HTTP_ANSWERED && (r->status == 200 || r->status == 204)) {
         if (r->body.len == 0 || (r->body.data[0] != '<' && protocol_v1.listen_changed(r, NULL, NULL)))
             return VERDICT_ANSWER;
-        return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is not that of a long poll; check address, port and proxy");
+        return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
+                      "the answer is not that of a long poll; check address, port and proxy");
     }
     return judge_failure(q, r, err);
 }

@@ -6,7 +6,7 @@
 #include "engine/client.h"
 #include "engine/digest.h"
 
-#define CONNECT_MS 1000   /* a server that does not accept in this time counts as down */
+#define CONNECT_MS 1000 /* a server that does not accept in this time counts as down */
 #define ATTEMPT_MIN_MS 200
 #define HOLD_MARGIN_MS 10000 /* beyond the hold, for a slow answer of 3,000 keys */
 #define AGAIN_MS 60          /* a value being modified is there within ~100 ms */
@@ -74,7 +74,8 @@ static void set_error(struct request *r, nacos_code code, const char *why)
 {
     r->error.code = code;
     if (r->q.key.data_id)
-        snprintf(r->error.message, sizeof r->error.message, "cannot %s %.200s (group %.100s): %s", r->q.verb, r->q.key.data_id, r->q.key.group, why);
+        snprintf(r->error.message, sizeof r->error.message, "cannot %s %.200s (group %.100s): %s", r->q.verb, r->q.key.data_id,
+                 r->q.key.group, why);
     else
         snprintf(r->error.message, sizeof r->error.message, "cannot %s: %s", r->q.verb, why);
 }
@@ -254,7 +255,9 @@ static void attempt(struct request *r)
         .origin = r->origin,
         .target = target.data,
         .headers = headers,
-        .body = r->q.body.len ? r->q.body.data : strcmp(r->q.method, "POST") == 0 ? "" : NULL,
+        .body = r->q.body.len                      ? r->q.body.data
+                : strcmp(r->q.method, "POST") == 0 ? ""
+                                                   : NULL,
         .body_len = r->q.body.len,
         .timeout_ms = share(r, left),
         .connect_timeout_ms = CONNECT_MS,
@@ -272,8 +275,8 @@ static void attempt(struct request *r)
     }
 }
 
-static struct request *start(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms, request_done done,
-                             void *arg)
+static struct request *start(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms,
+                             request_done done, void *arg)
 {
     struct request *r = calloc(1, sizeof *r);
     if (!r) {
@@ -316,8 +319,8 @@ struct request *request_start(struct nacos_client *c, struct question *q, int64_
     return start(c, q, NULL, true, timeout_ms, done, arg);
 }
 
-struct request *request_start_at(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms, request_done done,
-                                 void *arg)
+struct request *request_start_at(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms,
+                                 request_done done, void *arg)
 {
     return start(c, q, origin, context, timeout_ms, done, arg);
 }

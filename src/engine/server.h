@@ -12,8 +12,8 @@
 #define SERVERS_MAX 32
 
 struct server {
-    char origin[128];  /* "http://host:port" */
-    char version[32];  /* as it names it; empty: not asked yet */
+    char origin[128];   /* "http://host:port" */
+    char version[32];   /* as it names it; empty: not asked yet */
     int64_t rest_until; /* monotonic ms; it failed and others come first until then */
     int failures;       /* in a row */
 };
@@ -23,7 +23,8 @@ struct servers {
     int count, current;
 };
 
-/** Parses "a:8848, https://b, [::1]:80"; replaces the list (what is known of servers that stay is kept). False and err->message on a bad address. */
+/** Parses "a:8848, https://b, [::1]:80"; replaces the list (what is known of servers that stay is kept). False and err->message on
+ * a bad address. */
 bool servers_parse(struct servers *s, const char *addresses, const char *default_scheme, nacos_error *err);
 /** The index to use next, skipping those in the bit set `tried`; -1: all were tried. Servers that failed lately come last. */
 int servers_pick(struct servers *s, uint32_t tried, int64_t now);

@@ -1,7 +1,7 @@
 /** timer: deadlines that live inside the objects they belong to.
  *
- *  A libuv timer dies asynchronously: its memory must outlive uv_close(). These are plain members, set and cleared at will and freed with their
- *  owner; one uv_timer drives all of them from a binary heap. */
+ *  A libuv timer dies asynchronously: its memory must outlive uv_close(). These are plain members, set and cleared at will and
+ * freed with their owner; one uv_timer drives all of them from a binary heap. */
 #ifndef LUNACOS_TIMER_H
 #define LUNACOS_TIMER_H
 

@@ -1,8 +1,8 @@
 /** core: the Lua module "nacos.core": userdata, argument conversion, one event into one table. Nothing else.
  *
  *  Lua never runs inside the engine and the engine never calls Lua, so there is no reference to keep and no error to carry across.
- *  Every check that can raise comes before anything is acquired. Durations are seconds here, milliseconds below. What users see is made of this
- *  in lua/nacos/: these functions take positional arguments and trust their callers with the rest. */
+ *  Every check that can raise comes before anything is acquired. Durations are seconds here, milliseconds below. What users see is
+ * made of this in lua/nacos/: these functions take positional arguments and trust their callers with the rest. */
 #include <lauxlib.h>
 #include <lua.h>
 #include <math.h>
@@ -277,7 +277,9 @@ static nacos_options check_options(lua_State *L, int t)
         .cert_file = text_field(L, t, "cert_file"),
         .key_file = text_field(L, t, "key_file"),
         .server_name = text_field(L, t, "server_name"),
-        .verify = verify < 0 ? 0 : verify ? 1 : -1,
+        .verify = verify < 0 ? 0
+                  : verify   ? 1
+                             : -1,
         .proxy_http = text_field(L, t, "proxy_http"),
         .proxy_https = text_field(L, t, "proxy_https"),
         .failover_base = text_field(L, t, "failover_base"),
@@ -412,7 +414,11 @@ static int client_status(lua_State *L)
     const struct {
         const char *name;
         uint64_t n;
-    } numbers[] = {{"watches", (uint64_t)s.watches}, {"polls", (uint64_t)s.polls}, {"requests", s.requests}, {"failures", s.failures}, {"logins", s.logins}};
+    } numbers[] = {{"watches", (uint64_t)s.watches},
+                   {"polls", (uint64_t)s.polls},
+                   {"requests", s.requests},
+                   {"failures", s.failures},
+                   {"logins", s.logins}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         lua_pushinteger(L, (lua_Integer)numbers[i].n);
         lua_setfield(L, -2, numbers[i].name);
@@ -460,8 +466,8 @@ static int watch_close(lua_State *L)
     return 0;
 }
 
-/** watch:peek(table): brings the fields of `table` (an earlier answer, or {}) up to date and returns it; nil while nothing is known. Allocates
- *  nothing when the value is the one that the table holds. */
+/** watch:peek(table): brings the fields of `table` (an earlier answer, or {}) up to date and returns it; nil while nothing is
+ * known. Allocates nothing when the value is the one that the table holds. */
 static int watch_peek(lua_State *L)
 {
     struct watch_ud *u = luaL_checkudata(L, 1, WATCH);
@@ -563,15 +569,29 @@ EXPORT int luaopen_nacos_core(lua_State *L);
 
 EXPORT int luaopen_nacos_core(lua_State *L)
 {
-    static const luaL_Reg engine_methods[] = {{"wait", engine_wait},     {"fd", engine_fd},         {"forked", engine_forked}, {"timer", engine_timer},
-                                              {"signal", engine_signal}, {"client", engine_client}, {"close", engine_close},   {NULL, NULL}};
-    static const luaL_Reg client_methods[] = {{"get", client_get},         {"publish", client_publish},     {"remove", client_remove}, {"list", client_list},
-                                              {"version", client_version}, {"configure", client_configure}, {"log", client_log},       {"status", client_status},
-                                              {"watch", client_watch},     {"close", client_close},         {NULL, NULL}};
+    static const luaL_Reg engine_methods[] = {
+        {"wait", engine_wait},     {"fd", engine_fd},         {"forked", engine_forked}, {"timer", engine_timer},
+        {"signal", engine_signal}, {"client", engine_client}, {"close", engine_close},   {NULL, NULL}};
+    static const luaL_Reg client_methods[] = {{"get", client_get},
+                                              {"publish", client_publish},
+                                              {"remove", client_remove},
+                                              {"list", client_list},
+                                              {"version", client_version},
+                                              {"configure", client_configure},
+                                              {"log", client_log},
+                                              {"status", client_status},
+                                              {"watch", client_watch},
+                                              {"close", client_close},
+                                              {NULL, NULL}};
     static const luaL_Reg watch_methods[] = {{"peek", watch_peek}, {"close", watch_close}, {NULL, NULL}};
-    static const luaL_Reg functions[] = {{"engine", core_engine},         {"error", core_error},           {"md5", core_md5},
-                                         {"check_id", core_check_id},     {"check_namespace", core_check_namespace},
-                                         {"write_file", core_write_file}, {"monotonic", core_monotonic},   {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"engine", core_engine},
+                                         {"error", core_error},
+                                         {"md5", core_md5},
+                                         {"check_id", core_check_id},
+                                         {"check_namespace", core_check_namespace},
+                                         {"write_file", core_write_file},
+                                         {"monotonic", core_monotonic},
+                                         {NULL, NULL}};
     new_class(L, ENGINE, engine_methods, engine_close);
     new_class(L, CLIENT, client_methods, client_close);
     new_class(L, WATCH, watch_methods, watch_close);

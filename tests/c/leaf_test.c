@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
+#include <uv.h>
 
 /* One test asks for more memory than there is: the sanitizers' allocators shall answer NULL, as malloc does. */
 const char *__asan_default_options(void);
@@ -105,7 +106,7 @@ int count_lines(const char *text)
 
 int main(void)
 {
-    const struct leaf_test *const rooms[] = {buf_tests, file_tests, log_tests, snapshot_tests};
+    const struct leaf_test *const rooms[] = {buf_tests, file_tests, log_tests, snapshot_tests, protocol_tests};
     int passed = 0, failed = 0;
     char root[] = "/tmp/lunacos-test-XXXXXX", command[64];
 
@@ -114,6 +115,9 @@ int main(void)
     umask(022);
     setenv("TZ", "UTC0", 1);
     tzset();
+    uv_loop_t loop; /* the first one opens a pipe for the life of the process */
+    if (uv_loop_init(&loop) == 0)
+        uv_loop_close(&loop);
     if (!mkdtemp(root) || chmod(root, 0755) < 0) {
         perror(root);
         return 1;

@@ -1,7 +1,5 @@
 --- What the commands share: the connection options, the client they make, output, and how a failure becomes an exit code.
 
-local options = require("nacos.options")
-
 local common = {}
 
 --- Exit codes; `lunacos --help` and the README list them.
@@ -32,6 +30,19 @@ function common.check(value, err, ...)
   return value, err, ...
 end
 
+---Call a method of the client; leave the command when it fails. What the client's own checks refuse is a wrong command line.
+function common.call(client, method, ...)
+  local results = table.pack(pcall(client[method], client, ...))
+  if not results[1] then
+    local argument, reason = tostring(results[2]):match("^.-bad argument '(.-)' to '.-' %((.*)%)$")
+    if argument then
+      common.fail(common.USAGE, argument .. ": " .. reason)
+    end
+    error(results[2], 0)
+  end
+  return common.check(table.unpack(results, 2, results.n))
+end
+
 ---Write to stdout, at once. A reader that has gone ends the command quietly.
 function common.write(...)
   local ok, problem, number = io.stdout:write(...)
@@ -47,6 +58,14 @@ end
 ---A line on stderr.
 function common.note(message)
   io.stderr:write("lunacos: ", message, "\n")
+end
+
+---An error with the traceback of the user's code, without what lies below it. For xpcall.
+function common.traceback(err)
+  if type(err) ~= "string" and not (getmetatable(err) or {}).__tostring then
+    err = "(error object is a " .. type(err) .. " value)"
+  end
+  return (debug.traceback(tostring(err), 2):gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*nacos/cli/.*$", ""))
 end
 
 ---Quote for sh.
@@ -113,7 +132,8 @@ function common.add_options(parser, given, hidden)
     end
     elements[#elements + 1] = element
   end
-  parser:group(hidden and "" or "Connection, before or after the command, or by the environment variable in brackets", table.unpack(elements))
+  parser:group(hidden and "" or "Connection, before or after the command, or by the environment variable in brackets",
+    table.unpack(elements))
 end
 
 ---True for an option of ours that takes the following word as its value. For finding the command in a raw command line.
@@ -158,14 +178,13 @@ end
 ---Ask for a password on the terminal, without showing it. nil when there is no terminal.
 ---The shell does it all, so that its trap switches the echo on again also after ctrl-C.
 local function ask_password(username)
-  local terminal = io.open("/dev/tty", "r+")
+  local terminal = io.open("/dev/tty", "r")
   if not terminal then
     return nil
   end
-  terminal:write("Password of ", username, ": ")
   terminal:close()
-  local pipe = io.popen("exec </dev/tty; trap 'stty echo; echo >/dev/tty' EXIT; trap 'exit 130' INT TERM HUP; "
-    .. "stty -echo && IFS= read -r line && printf %s \"$line\"", "r")
+  local pipe = io.popen("exec </dev/tty; trap 'stty echo; echo >/dev/tty' EXIT; trap 'exit 130' INT TERM HUP; stty -echo && "
+    .. "printf 'Password of %s: ' " .. common.quote(username) .. " >/dev/tty && IFS= read -r line && printf %s \"$line\"", "r")
   local password = pipe and pipe:read("a")
   if not pipe or not pipe:close() then
     common.fail(common.USAGE, "no password given")
@@ -176,6 +195,7 @@ end
 ---The options for nacos.client(): what the settings say about the connection.
 ---@param settings table
 ---@param log_level string # when the user did not choose one
+---@return nacos.Options
 function common.connection(settings, log_level)
   local connection = {
     server_addresses = settings.server_addresses, endpoint = settings.endpoint, namespace = settings.namespace,
@@ -209,13 +229,26 @@ function common.connection(settings, log_level)
 end
 
 ---A client, or the end of the command when the options are no good.
+---@param connection nacos.Options # as common.connection() made them
+---@param on_error fun(err: any, about: table)|nil
 ---@return nacos.Client
-function common.client(settings, log_level)
-  local ok, client, err = pcall(require("nacos").client, common.connection(settings, log_level or "off"))
-  if not ok then
-    common.fail(common.USAGE, (tostring(client):gsub("^[^%s:]+:%d+: ", "")))
+function common.open(connection, on_error)
+  local options = { on_error = on_error }
+  for name, value in pairs(connection) do
+    options[name] = value
   end
-  return (common.check(client, err))
+  local ok, client = pcall(require("nacos").client, options)
+  if not ok then
+    local option, reason = tostring(client):match("bad option '(.-)' to '.-' %((.*)%)$")
+    common.fail(common.USAGE, option and option .. ": " .. reason
+      or (tostring(client):gsub("^[^%s:]+:%d+: ", ""):gsub(" %(in '.-'%)$", "")))
+  end
+  return client
+end
+
+---The client of a command that tells its failures itself.
+function common.client(settings, on_error)
+  return common.open(common.connection(settings, "off"), on_error)
 end
 
 ---@return string content
@@ -233,7 +266,5 @@ function common.read_input(path)
   end
   return content
 end
-
-common.nearest = options.nearest
 
 return common

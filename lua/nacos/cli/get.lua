@@ -21,7 +21,7 @@ end
 
 function get.run(args, settings)
   local client = common.client(settings)
-  local content, source, info = common.check(client:get_config(args.data_id, settings.group))
+  local content, source, info = common.call(client, "get_config", args.data_id, settings.group)
   if source == "snapshot" then
     common.note("no server answers: this is the snapshot of '" .. args.data_id .. "'")
   end

@@ -25,18 +25,19 @@ function ls.run(args, settings)
   local json = require("nacos.formats").json
   local found, page, pages = 0, 1
   repeat
-    local answer = common.check(client:get_configs({
+    local answer = common.call(client, "get_configs", {
       group = settings.group ~= "*" and settings.group or nil, data_id = args.pattern, page = page, page_size = 100,
-    }))
+    })
     local lines = {}
     for i, item in ipairs(answer.items) do
+      local md5 = item.md5 or (item.content and require("nacos").md5(item.content))
       if args.json then
         lines[i] = json({
-          data_id = item.data_id, group = item.group, namespace = item.namespace, type = item.type, md5 = item.md5,
-          app_name = item.app_name, size = #item.content,
+          data_id = item.data_id, group = item.group, namespace = item.namespace, type = item.type, md5 = md5,
+          app_name = item.app_name, size = item.content and #item.content,
         })
       else
-        lines[i] = table.concat({ item.data_id, item.group, item.type or "", item.md5 or "" }, "\t")
+        lines[i] = table.concat({ item.data_id, item.group, item.type or "", md5 or "" }, "\t")
       end
     end
     if #lines > 0 then

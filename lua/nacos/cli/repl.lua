@@ -35,10 +35,19 @@ local function compile(text)
   return chunk, problem, problem ~= nil and problem:find("<eof>$") ~= nil
 end
 
+---What a value looks like at the prompt.
+local function show(value)
+  if type(value) == "string" then
+    return (("%q"):format(value):gsub("\\\n", "\\n"))
+  elseif type(value) == "table" and not (getmetatable(value) or {}).__tostring then
+    local ok, text = pcall(formats.json, value)
+    return ok and text or tostring(value)
+  end
+  return tostring(value)
+end
+
 local function evaluate(chunk)
-  local results = table.pack(xpcall(chunk, function(err)
-    return type(err) == "string" and debug.traceback(err, 2) or tostring(err)
-  end))
+  local results = table.pack(xpcall(chunk, common.traceback))
   if not results[1] then
     return common.note(results[2])
   end
@@ -54,7 +63,9 @@ function repl.run(_, settings)
   local nacos = require("nacos")
   _G.nacos, _G.json, _G.yaml, _G.template = nacos, require("cjson.safe"), require("lyaml"), require("nacos.template")
   _G.connection, _G.group = common.connection(settings, "warn"), settings.group
-  _G.client = common.client(settings, "warn")
+  _G.client = common.open(_G.connection, function(err)
+    common.note(tostring(err))
+  end)
   local prompts = os.execute("test -t 0")
   if prompts then
     common.write("lunacos ", nacos._VERSION, ", ", _VERSION, ". client, nacos, json, yaml, template are ready; ctrl-D ends.\n")

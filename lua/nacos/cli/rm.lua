@@ -19,7 +19,7 @@ end
 
 function rm.run(args, settings)
   local client = common.client(settings)
-  common.check(client:remove_config(args.data_id, settings.group))
+  common.call(client, "remove_config", args.data_id, settings.group)
   client:close()
   return common.DONE
 end

@@ -57,11 +57,12 @@ function run.run(args, settings)
   _G.arg = table.move(args.rest, 1, #args.rest, 1, { [0] = args.script })
   nacos.on_signal("TERM", nacos.stop)
   nacos.on_signal("INT", nacos.stop)
+  io.stdout:setvbuf("line") -- who reads the output of an agent wants to see each line when it is written
   local code = common.DONE
   nacos.run(function()
-    local ok, result = xpcall(chunk, debug.traceback, table.unpack(args.rest))
+    local ok, result = xpcall(chunk, common.traceback, table.unpack(args.rest))
     if not ok then
-      common.note(tostring(result))
+      common.note(result)
       code = common.NOT_FOUND
       nacos.stop()
     elseif math.type(result) == "integer" then

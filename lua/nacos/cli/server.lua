@@ -11,7 +11,7 @@ Examples:
   lunacos server &
   lunacos server --port 0 --lag 0.1 --username dev --password-file ./password
 
-One line on stdout says where it listens. It speaks the v1 configuration API of a Nacos 2.3
+One line on stdout says where it listens. It speaks the v1 configuration API of a Nacos 2.5
 server and forgets everything when it ends (TERM or INT, exit code 0). It is not a production
 server: no cluster, no disk, no permissions beyond one user.]],
 }
@@ -33,30 +33,38 @@ function server.setup(parser)
     parser:option("--tls-cert"):argname("FILE"):description("Serve https with this certificate"),
     parser:option("--tls-key"):argname("FILE"):description("Key of the certificate"),
     parser:option("--tls-ca"):argname("FILE"):description("Ask clients for a certificate signed by this one"),
+    parser:option("--claim"):argname("VERSION"):description("Version of Nacos to claim (default 2.5.1)"),
     parser:flag("--faults"):description("Also serve /__lunacos/…: faults to order and requests seen, for tests"),
   }
 end
 
-function server.run(args)
-  local nacos = require("nacos")
-  local embedded = require("nacos.embedded")
-  if args.username and not args.password_file then
+---The password is the file's first line.
+local function read_password(args)
+  if not args.username then
+    return nil
+  elseif not args.password_file then
     common.fail(common.USAGE, "--username needs --password-file")
   end
-  local running = common.check(embedded.start({
+  return (common.read_input(args.password_file):match("^[^\r\n]*"))
+end
+
+function server.run(args)
+  local serve = require("nacos.embedded").serve
+  local results = table.pack(pcall(serve, {
     host = args.host, port = args.port, context_path = args.context_path, username = args.username,
-    password_file = args.password_file, token_ttl = args.token_ttl, lag = args.lag, tls_cert = args.tls_cert,
-    tls_key = args.tls_key, tls_ca = args.tls_ca, faults = args.faults,
+    password = read_password(args), token_ttl = args.token_ttl, lag = args.lag, tls_cert = args.tls_cert,
+    tls_key = args.tls_key, tls_ca = args.tls_ca, faults = args.faults, version = args.claim,
   }))
-  nacos.on_signal("TERM", nacos.stop)
-  nacos.on_signal("INT", nacos.stop)
-  common.write("lunacos server listening on ", running.url, " (in memory, for development and tests)\n")
-  nacos.run(function()
-    while true do
-      nacos.sleep(3600)
+  local raised, ok, problem = not results[1], results[2], results[3]
+  if raised then
+    local wrong = tostring(ok):match("nacos%.embedded%.serve: (.*)")
+    if wrong then
+      common.fail(common.USAGE, wrong)
     end
-  end)
-  running:stop()
+    error(ok, 0)
+  elseif not ok then
+    common.fail(common.REFUSED, problem)
+  end
   return common.DONE
 end
 

@@ -30,15 +30,11 @@ function set.setup(parser)
 end
 
 function set.run(args, settings)
-  if args.cas and not args.cas:find("^%x+$") then
-    common.fail(common.USAGE, "--cas needs an md5: 32 hexadecimal digits")
-  end
   local content = common.read_input(args.file)
   local client = common.client(settings)
-  common.check(client:publish_config(args.data_id, settings.group, content, {
-    type = args.type, cas_md5 = args.cas and args.cas:lower(), wait = args.wait, desc = args.desc, tags = args.tags,
-    app_name = args.app_name,
-  }))
+  common.call(client, "publish_config", args.data_id, settings.group, content, {
+    type = args.type, cas_md5 = args.cas, wait = args.wait, desc = args.desc, tags = args.tags, app_name = args.app_name,
+  })
   client:close()
   return common.DONE
 end

@@ -86,8 +86,15 @@ function watch.run(args, settings)
     common.fail(common.USAGE, "--exec needs a command after it")
   end
   local nacos = require("nacos")
-  local client = common.client(settings, "warn")
   local failure
+  local client = common.client(settings, function(err, about)
+    if type(err) == "table" and err.code == "forbidden" then
+      failure = failure or select(2, pcall(common.check, nil, err))
+      nacos.stop()
+    else -- it goes on trying
+      common.note(("'%s': %s"):format(about.data_id, tostring(err)))
+    end
+  end)
   local function on_change(change)
     local event = change.content == nil and "deleted" or "changed"
     local ok, problem = pcall(tell, change, event, args.json)
@@ -102,11 +109,7 @@ function watch.run(args, settings)
   nacos.on_signal("INT", nacos.stop)
   nacos.run(function()
     for _, data_id in ipairs(args.data_ids) do
-      local ok, err = client:add_config_watcher(data_id, settings.group, on_change)
-      if ok == nil and err then
-        failure = failure or select(2, pcall(common.check, nil, err))
-        return nacos.stop()
-      end
+      common.call(client, "add_config_watcher", data_id, settings.group, on_change)
     end
   end)
   client:close()

@@ -1,0 +1,188 @@
+--- The server that this suite runs against: the embedded one, or a real Nacos that scripts/test started.
+--
+-- environment (scripts/test --real sets it; without any, the embedded server without a user):
+--   LUNACOS_TARGET        embedded, 2.3.2 or 3.1.0, with "-auth" behind it when the server wants a token
+--   LUNACOS_SERVER        URL of a server that runs already (the embedded one is started here)
+--   LUNACOS_SERVER_HOME   its folder: holds nacos.pid and password
+--   LUNACOS_RESTART       command that starts it again there, and ends when it can be used
+--
+--   target.name .version .auth .real .url     .username .password (of the administrator, nil without auth)
+--   target.client(opts) -> client             as the administrator, files in a folder of its own; closed after the test by target.close_all()
+--   target.request(method, path, params) -> status, body      one raw HTTP request, with the administrator's token
+--   target.content(data_id, group, namespace) -> what the server's read path shows right now, or nil
+--   target.kill9()    target.restart() -> process that ends when the server can be used again; pass it to target.back()
+--   target.group() -> a group name that no other test uses
+--   target.watch(client, data_id, group) -> list of changes, growing; .cb is the callback
+
+local json = require "cjson.safe"
+local nacos = require "nacos"
+local support = require "support"
+
+local target = {}
+target.name = os.getenv("LUNACOS_TARGET") or "embedded"
+target.version = target.name:gsub("%-auth$", "")
+target.auth = target.name:match("%-auth$") ~= nil
+target.real = target.version ~= "embedded"
+target.username = target.auth and "nacos" or nil
+target.password = target.auth and "nacos" or nil
+
+local folder = support.tmpdir()
+local home = os.getenv("LUNACOS_SERVER_HOME") or folder
+target.password_file = home .. "/password"
+support.write(target.password_file, "nacos")
+
+-- ---- the server ----------------------------------------------------------------------------------------------------------
+
+local embedded
+
+local function start_embedded(port)
+  local args = { "--lag", "0.05" } -- a real server answers a publish before its readers see it, too
+  if target.auth then
+    for _, word in ipairs { "--username", "nacos", "--password-file", target.password_file, "--token-ttl", "3" } do
+      args[#args + 1] = word
+    end
+  end
+  if port then
+    args[#args + 1], args[#args + 2] = "--port", tostring(port)
+  end
+  embedded = support.start_server(args)
+  return embedded
+end
+
+if target.real then
+  target.url = assert(os.getenv("LUNACOS_SERVER"), "LUNACOS_SERVER must name the running " .. target.name)
+else
+  target.url = start_embedded().url
+end
+target.port = tonumber(target.url:match(":(%d+)"))
+
+function target.kill9()
+  if not target.real then
+    embedded:kill9()
+    return
+  end
+  local pid = support.read(home .. "/nacos.pid"):match("%d+")
+  os.execute("kill -9 " .. pid)
+  support.eventually(function()
+    return support.read("/proc/" .. pid .. "/stat") == nil, "pid " .. pid .. " is still there"
+  end)
+end
+
+---@return table|nil process
+function target.restart()
+  if target.real then
+    return support.start(os.getenv("LUNACOS_RESTART"), { cwd = support.root })
+  end
+  start_embedded(target.port)
+end
+
+function target.back(process)
+  if process then
+    local code = process:wait(120)
+    assert(code == 0, "the server did not come back: " .. process:stderr())
+  end
+end
+
+-- ---- raw HTTP, by the curl program ---------------------------------------------------------------------------------------
+
+local function encode(params)
+  local parts = {}
+  for name, value in pairs(params) do
+    parts[#parts + 1] = name .. "=" .. tostring(value):gsub("[^%w%-_%.~]", function(c)
+      return ("%%%02X"):format(c:byte())
+    end)
+  end
+  return table.concat(parts, "&")
+end
+
+---One request without a token. GET and DELETE carry the parameters in the query, POST and PUT in the body.
+---@return integer status
+---@return string body
+function target.raw(method, path, params, headers)
+  local url, body = target.url .. path, nil
+  if method == "GET" or method == "DELETE" then
+    url = url .. "?" .. encode(params or {})
+  else
+    body = encode(params or {})
+  end
+  return support.http(method, url, body, headers)
+end
+
+---@return integer status
+---@return string token or what the server said
+function target.login(username, password)
+  local status, body = target.raw("POST", "/v1/auth/login", { username = username, password = password })
+  local answer = json.decode(body)
+  return status, type(answer) == "table" and answer.accessToken or body
+end
+
+function target.request(method, path, params, headers)
+  headers = headers or {}
+  if target.auth then
+    local status, token = target.login(target.username, target.password)
+    assert(status == 200, "login as administrator: " .. status .. " " .. token)
+    headers.accessToken = token
+  end
+  return target.raw(method, path, params, headers)
+end
+
+function target.content(data_id, group, namespace)
+  local status, body = target.request("GET", "/v1/cs/configs", { dataId = data_id, group = group, tenant = namespace })
+  assert(status == 200 or (status == 404 and body:match("^config data not exist")), status .. " " .. body)
+  return status == 200 and body or nil
+end
+
+-- ---- clients -------------------------------------------------------------------------------------------------------------
+
+local clients = {}
+
+---@param opts table|nil # on top of the usual; `false` takes one away
+function target.client(opts)
+  local all = {
+    server_addresses = target.url:match("^(.*)/nacos$"),
+    username = target.username, password = target.password,
+    snapshot_base = folder .. "/snapshot", failover_base = folder .. "/failover",
+    log_level = "OFF",
+    default_timeout = 15, -- a machine at work; the tests of time-outs say their own
+  }
+  for name, value in pairs(opts or {}) do
+    all[name] = value or nil
+  end
+  local client = nacos.client(all)
+  clients[#clients + 1] = client
+  return client
+end
+
+function target.close_all()
+  for i = #clients, 1, -1 do
+    clients[i]:close()
+    clients[i] = nil
+  end
+end
+
+local groups = 0
+
+function target.group()
+  groups = groups + 1
+  return ("g%d-%d"):format(groups, os.time())
+end
+
+---Watch an item; what comes is appended to the result.
+function target.watch(client, data_id, group)
+  local changes = {}
+  changes.cb = function(change)
+    changes[#changes + 1] = change
+  end
+  assert(client:add_config_watcher(data_id, group, changes.cb))
+  return changes
+end
+
+---Wait until the newest change has this content (nil: deleted).
+function target.arrives(changes, content, seconds)
+  return support.eventually(function()
+    local last = changes[#changes]
+    return last ~= nil and last.content == content, "the newest of " .. #changes .. " changes is " .. tostring(last and last.content)
+  end, seconds or 5)
+end
+
+return target
