@@ -43,6 +43,62 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field proxies table|nil                   # { http = "host:port", https = "host:port" }
 ---@field max_response_size integer|nil       # bytes, 16777216
 
+---@class nacos.GetArgs
+---@field data_id string
+---@field group string|nil
+---@field timeout number|nil
+---@field no_snapshot boolean|nil
+
+---@class nacos.PublishOptions
+---@field type string|nil       # "text", "json", "xml", "yaml", "html", "properties", "toml"; default: kept
+---@field app_name string|nil
+---@field tags string|nil       # comma separated
+---@field desc string|nil
+---@field cas_md5 string|nil    # publish only over content with this md5
+---@field wait boolean|nil      # return when a read shows the new content
+---@field timeout number|nil    # seconds
+
+---@class nacos.ListArgs
+---@field data_id string|nil    # pattern, "*" is the wildcard; default all
+---@field group string|nil      # likewise
+---@field page integer|nil      # 1
+---@field page_size integer|nil # 100, at most 500
+---@field timeout number|nil    # seconds
+
+---@class nacos.Page
+---@field total integer
+---@field page integer
+---@field pages integer
+---@field items nacos.Listed[]
+
+---@class nacos.Listed
+---@field data_id string
+---@field group string
+---@field namespace string
+---@field content string|nil    # a 3.x server lists without contents
+---@field md5 string|nil        # 1.x and 2.x list without md5s
+---@field type string|nil
+---@field app_name string|nil
+
+---@class nacos.Value
+---@field content string|nil    # nil: the item does not exist
+---@field md5 string|nil
+---@field type string|nil
+---@field source string|nil
+---@field confirmed number|nil  # unix seconds: when a server last said that this is the newest
+
+---@class nacos.Status
+---@field server string|nil     # in use
+---@field connected boolean     # the last exchange worked
+---@field watches integer
+---@field polls integer         # long polls held now
+---@field requests integer
+---@field failures integer
+---@field logins integer
+---@field callback_errors integer
+---@field callbacks_running integer
+---@field last_error nacos.Error|nil
+
 ---@class nacos.Change
 ---@field data_id string
 ---@field group string
@@ -158,7 +214,9 @@ local function new(opts)
 end
 
 ---Change options of a running client; those not given stay as they are.
----@param opts nacos.Options # default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot, proxies, max_response_size, log_level
+---It takes default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot,
+---proxies, max_response_size and log_level.
+---@param opts nacos.Options
 ---@return true|nil
 ---@return nacos.Error|nil
 function Client:set_options(opts)
@@ -176,7 +234,10 @@ local GROUP = { type = "string", default = DEFAULT_GROUP, check = core.check_id 
 local TIMEOUT = { type = "number", above = 0 }
 local CALLBACK = { type = "function", required = true }
 
-local GET = { "data_id", "group", "timeout", "no_snapshot"; data_id = DATA_ID, group = GROUP, timeout = TIMEOUT, no_snapshot = "boolean" }
+local GET = {
+  "data_id", "group", "timeout", "no_snapshot";
+  data_id = DATA_ID, group = GROUP, timeout = TIMEOUT, no_snapshot = "boolean",
+}
 local PUBLISH = {
   "data_id", "group", "content", "timeout";
   data_id = DATA_ID, group = GROUP, timeout = TIMEOUT,
@@ -207,7 +268,10 @@ local LIST = {
   page_size = { type = "number", integer = true, min = 1, max = 500, default = 100 },
 }
 local WATCH = { "data_id", "group", "cb"; data_id = DATA_ID, group = GROUP, cb = CALLBACK }
-local WATCH_ALL = { "data_id", "group", "cb_list"; data_id = DATA_ID, group = GROUP, cb_list = { type = "table", required = true, of = { type = "function" } } }
+local WATCH_ALL = {
+  "data_id", "group", "cb_list";
+  data_id = DATA_ID, group = GROUP, cb_list = { type = "table", required = true, of = { type = "function" } },
+}
 local UNWATCH = {
   "data_id", "group", "cb", "remove_all";
   data_id = DATA_ID, group = GROUP, cb = CALLBACK, remove_all = { type = "boolean", default = false },
@@ -228,7 +292,7 @@ end
 ---@return string|nil content      # nil: see the second result
 ---@return "server"|"failover"|"snapshot"|nacos.Error # where it came from, or why there is none
 ---@return table|nil info          # { md5, type, source, confirmed }
----@overload fun(self, args: { data_id: string, group: string|nil, timeout: number|nil, no_snapshot: boolean|nil }): string|nil, any, table|nil
+---@overload fun(self, args: nacos.GetArgs): string|nil, any, table|nil
 function Client:get_config(...)
   local a = options.named(GET, "get_config", 2, ...)
   local flag = (a.no_snapshot or (a.no_snapshot == nil and self.options.no_snapshot)) and "no_snapshot" or ""
@@ -254,8 +318,8 @@ local function cas_works(self, timeout)
   local have = { parse_version(event.content or "") }
   for i = 1, 3 do
     if not have[i] or have[i] < CAS_SINCE[i] then
-      return nil, core.error("unsupported", ("cannot publish with cas_md5: the server (version %s) does not honour it over HTTP; Nacos 2.3.0 and later do")
-        :format(event.content or "unknown"))
+      return nil, core.error("unsupported", "cannot publish with cas_md5: the server (version " .. (event.content or "unknown")
+        .. ") does not honour it over HTTP; Nacos 2.3.0 and later do")
     elseif have[i] > CAS_SINCE[i] then
       break
     end
@@ -297,7 +361,8 @@ local function wait_until_readable(self, a, deadline)
       return true
     end
     if left <= pause or (event and event.error and event.error.code == "closed") then
-      return nil, core.error("unavailable", ("published %s (group %s), but no read shows the new content yet"):format(a.data_id, a.group))
+      return nil, core.error("unavailable",
+        ("published %s (group %s), but no read shows the new content yet"):format(a.data_id, a.group))
     end
     scheduler.sleep(pause)
     pause = math.min(pause * 2, 0.2)
@@ -311,25 +376,25 @@ end
 ---@param timeout number|nil   # seconds for everything; default the option default_timeout
 ---@return true|nil
 ---@return nacos.Error|nil     # "conflict": cas_md5 is not the md5 of the present content
----@overload fun(self, data_id: string, group: string|nil, content: string, opts: { app_name: string|nil, type: string|nil, tags: string|nil, desc: string|nil, cas_md5: string|nil, wait: boolean|nil, timeout: number|nil }): true|nil, nacos.Error|nil
+---@overload fun(self, data_id: string, group: string|nil, content: string, opts: nacos.PublishOptions): true|nil, nacos.Error|nil
 function Client:publish_config(...)
   local a = options.named(PUBLISH, "publish_config", 2, ...)
   local deadline = monotonic() + (a.timeout or self.options.default_timeout)
   local function left()
     return math.max(deadline - monotonic(), 0.001)
   end
-  local key, err, ok = key_of(a.data_id, a.group), nil, nil
   if a.cas_md5 then
-    ok, err = cas_works(self, left())
+    local ok, err = cas_works(self, left())
     if not ok then
       return nil, err
     end
   end
   if not a.type then
-    a.type, err = present_type(self, a, left())
+    local kept, err = present_type(self, a, left())
     if err then
       return nil, err
     end
+    a.type = kept
   end
   local event = await(self.core:publish(a.data_id, a.group, a.content, left(), {
     type = a.type, app_name = a.app_name, tags = a.tags, desc = a.desc, cas_md5 = a.cas_md5 and a.cas_md5:lower(),
@@ -337,7 +402,7 @@ function Client:publish_config(...)
   if event.error then
     return nil, event.error
   end
-  remember_type(self, key, a.type)
+  remember_type(self, key_of(a.data_id, a.group), a.type)
   if a.wait then
     return wait_until_readable(self, a, deadline)
   end
@@ -405,8 +470,8 @@ local function get_page(self, a)
 end
 
 ---One page of the configurations of the namespace.
----@param args { group: string|nil, data_id: string|nil, page: integer|nil, page_size: integer|nil, timeout: number|nil } # data_id and group are patterns, "*" the wildcard, default all; page 1; page_size 100, at most 500
----@return { total: integer, page: integer, pages: integer, items: table[] }|nil # items: { data_id, group, namespace, content, md5, type, app_name }; a 3.x server gives no content
+---@param args nacos.ListArgs
+---@return nacos.Page|nil
 ---@return nacos.Error|nil
 function Client:get_configs(...)
   return get_page(self, options.named(LIST, "get_configs", 2, ...))
@@ -553,9 +618,9 @@ local function add_watcher(self, data_id, group, callback)
   return true
 end
 
----Call `cb` once with the present value if the item exists, then at every change and at deletion (content nil), in a task of its own (it may
----wait). Changes that come while it runs are merged, the newest is delivered. Its error is logged and passed to on_error; the next change is delivered all
----the same.
+---Call `cb` once with the present value if the item exists, then at every change and at deletion (content nil), in a task of its
+---own (it may wait). Changes that come while it runs are merged, the newest is delivered. Its error is logged and passed to
+---on_error; the next change is delivered all the same.
 ---@param data_id string
 ---@param group string|nil               # default "DEFAULT_GROUP"
 ---@param cb fun(change: nacos.Change)
@@ -589,7 +654,8 @@ local function drop_item(self, item)
   self.items[key_of(item.data_id, item.group)] = nil
 end
 
----Remove a callback from an item: one occurrence of it, or every one. A run under way ends by itself. Unknown callbacks are ignored.
+---Remove a callback from an item: one occurrence of it, or every one. A run under way ends by itself. An unknown callback is
+---ignored.
 ---@param data_id string
 ---@param group string|nil        # default "DEFAULT_GROUP"
 ---@param cb function
@@ -618,7 +684,7 @@ end
 ---The newest known value of a watched item, from memory: no I/O, no waiting, and nothing allocated while it does not change.
 ---@param data_id string
 ---@param group string|nil # default "DEFAULT_GROUP"
----@return { content: string|nil, md5: string|nil, type: string|nil, source: string|nil, confirmed: number|nil }|nil # nil: not watched, or nothing known yet. content nil: the item does not exist. confirmed: unix seconds when a server last said so. Belongs to the client: copy what you keep
+---@return nacos.Value|nil # nil: not watched, or nothing known yet. Belongs to the client: copy what you keep
 function Client:peek(data_id, group)
   local item = self.items[key_of(data_id, group or DEFAULT_GROUP)]
   if not item then
@@ -630,7 +696,7 @@ end
 
 -- ---- the rest --------------------------------------------------------------------------------------------------------------
 
----@return table|nil # { server, connected, watches, polls, requests, failures, logins, callback_errors, callbacks_running, last_error }
+---@return nacos.Status|nil
 ---@return nacos.Error|nil
 function Client:status()
   local status, err = self.core:status()
@@ -642,8 +708,8 @@ function Client:status()
   return status
 end
 
----End everything of the client: its requests answer "closed", its callbacks are not called any more. Returns within 100 ms, also with a long poll in
----flight and from inside a callback. Closing twice is fine.
+---End everything of the client: its requests answer "closed", its callbacks are not called any more. Returns within 100 ms, also
+---with a long poll in flight and from inside a callback. Closing twice is fine.
 function Client:close()
   for _, item in pairs(self.items) do
     scheduler.handle(item.id, nil)

@@ -6,8 +6,8 @@
 --   client:add_config_watcher("app.yaml", "DEFAULT_GROUP", function(change) print(change.content) end)
 --   nacos.run()
 --
--- Misuse raises at the caller's line; the world failing gives nil and an error whose tostring() is a sentence and whose `code` is one of
--- nacos.ErrorCode. Durations are seconds.
+-- Misuse raises at the caller's line; the world failing gives nil and an error whose tostring() is a sentence and whose `code` is
+-- one of nacos.ErrorCode. Durations are seconds.
 
 local client = require "nacos.client"
 local core = require "nacos.core"
@@ -68,7 +68,7 @@ end
 ---Replace a file atomically: a reader, or a crash, finds the old or the new content, never a part.
 ---@param path string
 ---@param content string
----@param opts { mode: string|nil, sync: boolean|nil }|nil # mode: octal text, default that of the old file, else "0644"; sync: fsync, default true
+---@param opts { mode: string|nil, sync: boolean|nil }|nil # mode: octal text, default the old file's, else "0644"; sync: true
 ---@return true|nil
 ---@return nacos.Error|nil
 function nacos.write_file(path, content, opts)

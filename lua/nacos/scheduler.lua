@@ -1,8 +1,8 @@
 --- Waiting: turns the engine's events into resumed coroutines and handler calls.
 --
 -- One engine (one runtime thread) per Lua state, made by the first client or sleep and shared by all of them.
--- A call that needs an answer asks `await(id)`. In a coroutine that this scheduler runs it yields and others go on; anywhere else it
--- blocks, which is safe because the engine answers every request within its deadline, and other events stay pending meanwhile.
+-- A call that needs an answer asks `await(id)`. In a coroutine that this scheduler runs it yields and others go on; anywhere else
+-- it blocks, which is safe because the engine answers every request within its deadline; other events stay pending meanwhile.
 
 local core = require "nacos.core"
 

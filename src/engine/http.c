@@ -114,6 +114,11 @@ static void finish(struct http_call *c)
     free_call(c);
 }
 
+static void finish_later(void *arg)
+{
+    finish(arg);
+}
+
 static void fail(struct http_call *c, enum http_outcome outcome, const char *why)
 {
     c->response.outcome = outcome;
@@ -297,7 +302,7 @@ static void begin(struct http_call *c)
     c->easy = h->pooled ? h->pool[--h->pooled] : curl_easy_init();
     if (!c->easy || left <= 0) {
         fail(c, HTTP_TIMEOUT, c->easy ? "no answer in time" : "out of memory");
-        timer_set(h->timers, &c->timer, 0, (void (*)(void *))finish, c);
+        timer_set(h->timers, &c->timer, 0, finish_later, c);
         return;
     }
     CURL *e = c->easy;

@@ -6,7 +6,8 @@
 #include "engine/client.h"
 
 #define BATCH_BYTES (1 << 20) /* of one request: half of what a server reads */
-#define BATCH_SMALL 256       /* up to here one batch costs less than two polls */
+#define BATCH_SMALL 128       /* up to here one batch costs less than two polls */
+#define COLD_POLLS 16         /* for everything that does not change; the rest of POLLS_MAX is for what did lately */
 #define GATHER_MS 10          /* while reads are under way more watches will be ready soon */
 #define BACK_OFF_MIN_MS 100
 #define BACK_OFF_MAX_MS 5000
@@ -57,7 +58,7 @@ static int target_size(const struct longpoll *l)
     int all = l->waiting_count;
     for (const struct batch *b = l->batches; b; b = b->next)
         all += b->count;
-    int n = all / (POLLS_MAX / 2) + 1;
+    int n = all / COLD_POLLS + 1;
     n = n > BATCH_SMALL ? n : BATCH_SMALL;
     return n < l->client->poll_batch ? n : l->client->poll_batch;
 }

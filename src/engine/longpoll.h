@@ -10,7 +10,7 @@
 
 #include "engine/timer.h"
 
-#define POLLS_MAX 16
+#define POLLS_MAX 24
 
 struct nacos_client;
 struct nacos_watch;

@@ -1,0 +1,143 @@
+--- The README is true: every command and every piece of Lua in it is run, every public function is in it and annotated, the
+--- invariants it names hold.
+
+local support = require "support"
+
+local readme = assert(support.read(support.root .. "/README.md"))
+
+---The fenced blocks of one language, in order.
+local function blocks(language)
+  local list = {}
+  for block in readme:gmatch("\n```" .. language .. "\n(.-)\n```") do
+    list[#list + 1] = block
+  end
+  return list
+end
+
+-- .ci/run runs these; here only that it does so is checked.
+local BY_CI = {
+  ["scripts/demo"] = "scripts/demo",
+  ["scripts/test"] = "README.md",
+  ["scripts/setup"] = "scripts/setup",
+  ["cmake --preset release"] = "cmake --preset release",
+  ["cmake --build --preset release"] = "cmake --build --preset release",
+  ["cmake --install build/release"] = "cmake --install build/release",
+}
+
+---Commands that go on until they are told to stop.
+local function runs_on(line)
+  return line:match("^lunacos watch ") or line:match("^lunacos run ") or line:match("^lunacos server ")
+end
+
+describe("the README", function()
+  local server, folder, env
+
+  setup(function()
+    server = support.start_server {}
+    folder = support.tmpdir()
+    env = { NACOS_SERVER = server.address, PATH = support.build .. ":" .. os.getenv("PATH") }
+    for _, block in ipairs(blocks("lua")) do
+      local name = block:match("^%-%- (%w+%.lua)\n")
+      if name then
+        support.write(folder .. "/" .. name, block)
+      end
+    end
+  end)
+
+  teardown(function()
+    server:stop()
+  end)
+
+  it("shows commands that work, in their order", function()
+    local ci = assert(support.read(support.root .. "/.ci/run"))
+    local count = 0
+    for _, block in ipairs(blocks("sh")) do
+      for line in block:gmatch("[^\n]+") do
+        count = count + 1
+        local command = line:gsub("/usr/local/share/lunacos/", support.root .. "/scripts/")
+        if BY_CI[line] then
+          assert.is_truthy(ci:find(BY_CI[line], 1, true), ".ci/run does not run " .. line)
+        elseif runs_on(line) then
+          local process = support.start(command, { cwd = folder, env = env })
+          support.eventually(function()
+            return process:stdout() ~= "" or support.read(folder .. "/app.copy"), line .. ": " .. process:stderr()
+          end, 20)
+          os.remove(folder .. "/app.copy")
+          process:signal("TERM")
+          assert.equal(0, process:wait(), line .. "\n" .. process:stderr())
+        else
+          local code, _, err = support.run(command, { cwd = folder, env = env })
+          assert.equal(0, code, line .. "\n" .. err)
+        end
+      end
+    end
+    assert.is_true(count > 15)
+    assert.equal("workers 4\n", support.read(folder .. "/app.conf"))
+  end)
+
+  it("shows Lua that works", function()
+    local prelude = [[
+      nacos = require "nacos"
+      template = require "nacos.template"
+      client = nacos.client { server_addresses = os.getenv("NACOS_SERVER"), no_snapshot = true, log_level = "ERROR" }
+    ]]
+    local path = { LUA_PATH = package.path, LUA_CPATH = package.cpath, NACOS_SERVER = server.address }
+    local count = 0
+    for i, block in ipairs(blocks("lua")) do
+      if not block:find("^%-%- agent.lua") then
+        count = count + 1
+        local file = ("%s/block%d.lua"):format(folder, i)
+        support.write(file, prelude .. block)
+        local code, _, err = support.run({ "lua5.4", file }, { cwd = folder, env = path })
+        assert.equal(0, code, block .. "\n" .. err)
+      end
+    end
+    assert.is_true(count > 7)
+  end)
+
+  it("names every public function, and the source annotates it", function()
+    for file, of in pairs { ["client.lua"] = "Client:", ["scheduler.lua"] = "scheduler.", ["init.lua"] = "nacos." } do
+      local source = support.read(support.root .. "/lua/nacos/" .. file)
+      local internal = { engine = true, await = true, handle = true }
+      local before = ""
+      for line in source:gmatch("[^\n]*") do
+        local name = line:match("^function " .. of:gsub("%p", "%%%0") .. "([%w_]+)")
+        if name and not internal[name] then
+          assert.is_truthy(before:match("^%-%-%-"), file .. ": " .. name .. " has no annotation")
+          assert.is_truthy(readme:find(name, 1, true), "the README does not name " .. name)
+        end
+        before = line
+      end
+    end
+  end)
+
+  it("names every option", function()
+    local source = support.read(support.root .. "/lua/nacos/client.lua")
+    local count = 0
+    for name in source:gmatch("%-%-%-@field ([%w_]+) [^\n]*") do
+      if name == "data_id" then
+        break -- the next class
+      end
+      count = count + 1
+      assert.is_truthy(readme:find("`" .. name .. "`", 1, true), "the README does not name the option " .. name)
+    end
+    assert.is_true(count >= 25)
+  end)
+end)
+
+describe("the source", function()
+  local function files_with(header)
+    local _, out = support.run({ "grep", "-rlE", "#include <(" .. header .. ")>", "src" }, { cwd = support.root })
+    local list = {}
+    for file in out:gmatch("[^\n]+") do
+      list[#list + 1] = file
+    end
+    table.sort(list)
+    return list
+  end
+
+  it("keeps Lua out of the engine and curl in one file", function()
+    assert.same({ "src/engine/http.c" }, files_with("curl/curl.h"))
+    assert.same({ "src/embedded/lua_embedded.c", "src/lua/core.c", "src/lunacos/main.c" }, files_with("lua.h|lauxlib.h"))
+  end)
+end)
