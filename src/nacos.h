@@ -165,10 +165,11 @@ NACOS_API void nacos_client_close(nacos_client *c);
 /** Writes to the client's log. */
 NACOS_API void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message);
 
-/** Bits for nacos_get_config(). */
+/** Bits for nacos_get_config(); without any the client's no_snapshot decides. */
 enum {
-    NACOS_NO_SNAPSHOT = 1,
-    /* do not fall back to the snapshot */ NACOS_SERVER_ONLY = 2 /* neither failover file nor snapshot */
+    NACOS_NO_SNAPSHOT = 1,  /* do not fall back to the snapshot */
+    NACOS_SERVER_ONLY = 2,  /* neither failover file nor snapshot */
+    NACOS_USE_SNAPSHOT = 4, /* fall back to it even when the client has no_snapshot */
 };
 
 /**

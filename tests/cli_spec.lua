@@ -107,13 +107,14 @@ describe("lunacos", function()
     assert.matches("group: may hold only", bad(USAGE, { "get", "x", "-g", "a/b" }))
   end)
 
-  it("takes the connection's options before the command, after it, or from the environment", function()
+  it("takes the options of the connection before the command, after it, or from the environment", function()
     publish("where", "here", "G1")
     local nowhere = { NACOS_SERVER = "127.0.0.1:1" }
     assert.equal("here", good({ "-s", server.address, "-g", "G1", "get", "where" }, { env = nowhere }))
     assert.equal("here", good({ "get", "where", "-s", server.address, "--group=G1" }, { env = nowhere }))
     assert.equal("here", good({ "get", "-gG1", "where" }))
-    assert.equal("here", good({ "get", "where" }, { env = { NACOS_GROUP = "G1", NACOS_TIMEOUT = "2", NACOS_NAMESPACE = "public" } }))
+    local env = { NACOS_GROUP = "G1", NACOS_TIMEOUT = "2", NACOS_NAMESPACE = "public" }
+    assert.equal("here", good({ "get", "where" }, { env = env }))
     assert.equal("here", good({ "-g", "G2", "get", "where", "-g", "G1" }))
     bad(NOT_FOUND, { "get", "where", "-g", "G1", "-n", "other" })
     bad(NOT_FOUND, { "get", "where" }, { env = { NACOS_GROUP = "G1", NACOS_NAMESPACE = "other" } })
@@ -125,7 +126,8 @@ describe("lunacos", function()
     assert.same({ DONE, good({ "--version" }) }, { code, out })
     local lua_dir = support.tmpdir()
     os.execute("mkdir -p " .. lua_dir .. "/nacos/cli")
-    support.write(lua_dir .. "/nacos/cli/init.lua", "return { main = function(arg) print(arg[0] ~= nil, arg[1], #arg) return 9 end }")
+    support.write(lua_dir .. "/nacos/cli/init.lua",
+      "return { main = function(arg) print(arg[0] ~= nil, arg[1], #arg) return 9 end }")
     code, out = support.run({ support.lunacos, "--lua-dir=" .. lua_dir, "x" })
     assert.same({ 9, "true\tx\t1\n" }, { code, out })
     code, out = support.run({ support.lunacos, "x", "y" }, { env = { LUNACOS_LUA_DIR = lua_dir } })
@@ -175,7 +177,7 @@ describe("lunacos get and set", function()
     assert.equal(1, select(2, out:gsub("\n", "")))
     assert.same({
       data_id = "j.json", group = "DEFAULT_GROUP", namespace = "", content = '{"a": "ü"}\n', source = "server", type = "json",
-      md5 = "a8041dd1018ae6a24a5e0bae5dbb1bc8",
+      md5 = "1fe37731966b78eae3a04d4c763c355e",
     }, json.decode(out))
   end)
 
@@ -255,8 +257,8 @@ end)
 describe("lunacos ls", function()
   it("lists all pages", function()
     for i = 1, 203 do
-      local status = support.http("POST", server.url .. "/v1/cs/configs", ("dataId=item-%03d&group=LS&content=%d&type=json"):format(i, i))
-      assert.equal(200, status)
+      local form = ("dataId=item-%03d&group=LS&content=%d&type=json"):format(i, i)
+      assert.equal(200, (support.http("POST", server.url .. "/v1/cs/configs", form)))
     end
     local names = {}
     for name, group, kind, md5 in good({ "ls", "-g", "LS" }):gmatch("(%S+)\t(%S+)\t(%S*)\t(%x+)\n") do
@@ -310,8 +312,8 @@ describe("lunacos watch", function()
     local change = json.decode(watch:stdout())
     assert(math.abs(os.time() - change.time) < 60)
     change.time = nil
-    assert.same({ data_id = "wj", group = "GJ", namespace = "", event = "changed", content = "a\nü", source = "server", type = "text",
-      md5 = "2e1df3c92f9ed6e6e8c0ef0db5b1cc25" }, change)
+    assert.same({ data_id = "wj", group = "GJ", namespace = "", event = "changed", content = "a\nü", source = "server",
+      type = "text", md5 = "5524ea6d39e9f4b05f877eb09bcaf059" }, change)
     good({ "rm", "wj", "-g", "GJ" })
     eventually_prints(watch, '"event":"deleted"')
     watch:signal("INT")
@@ -326,11 +328,11 @@ describe("lunacos watch", function()
     local function out()
       return support.read(cwd .. "/out") or ""
     end
-    local first = "we|DEFAULT_GROUP||74aa8fbb6b0ec4b9fcf6a4d3e40d2b46|changed|a b'c\nit's\n$HOME.\n"
+    local first = "we|DEFAULT_GROUP||8699694704454303ec2069f61e50ed02|changed|a b'c\nit's\n$HOME.\n"
     support.eventually(function()
       return #out() >= #first, out()
     end)
-    assert.equal(first, (out():gsub("|%x+|", "|74aa8fbb6b0ec4b9fcf6a4d3e40d2b46|")))
+    assert.equal(first, out())
     good({ "rm", "we" })
     support.eventually(function()
       return out():find("we|DEFAULT_GROUP|||deleted|a b'c\n.\n", 1, true), out()
@@ -369,7 +371,7 @@ describe("lunacos watch", function()
     end)
     own:kill9()
     support.eventually(function()
-      return watch:stderr():find("lunacos: 'wd': ", 1, true), "nothing on stderr"
+      return watch:stderr():find("go on trying", 1, true), "nothing on stderr"
     end, 10)
     own = support.start_server({ "--port", tostring(own.port) })
     good({ "set", "wd", "-s", own.address }, { stdin = "back" })
@@ -384,7 +386,7 @@ describe("lunacos watch", function()
     server:faults({ path = "/nacos/v1/cs/*", status = 403, body = "no right" })
     local watch = start({ "watch", "wn" })
     assert.equal(FORBIDDEN, watch:wait(10))
-    assert.matches("^lunacos: ", watch:stderr())
+    assert.matches("\nlunacos: cannot read wn .*no right\n$", watch:stderr())
     server:clear_faults()
     publish("wg", "1")
     local pipeline = support.start(("sh -c '{ %s watch wg -s %s; echo code=$? >&2; } | head -1'"):format(
@@ -618,7 +620,7 @@ nacos.run()
   it("reports what is not finished", function()
     local code, _, err = lunacos({ "repl" }, { stdin = "for i = 1, 2 do\n" })
     assert.equal(DONE, code)
-    assert.matches("'end' expected near <eof>", err)
+    assert.matches("'end' expected .*near <eof>", err)
   end)
 
   it("prompts on a terminal", function()
@@ -643,8 +645,8 @@ describe("lunacos server", function()
   it("prints where it listens and ends cleanly", function()
     for _, signal in ipairs({ "TERM", "INT" }) do
       local own = support.start_server()
-      assert.equal(("lunacos server listening on http://127.0.0.1:%d/nacos (in memory, for development and tests)\n"):format(own.port),
-        own:stdout())
+      local line = "lunacos server listening on http://127.0.0.1:%d/nacos (in memory, for development and tests)\n"
+      assert.equal(line:format(own.port), own:stdout())
       own:signal(signal)
       assert.equal(DONE, own:wait(3))
       assert.equal("", own:stderr())
@@ -655,7 +657,7 @@ describe("lunacos server", function()
     assert.matches("a number is needed, not 'x'", bad(USAGE, { "server", "--port", "x" }))
     assert.matches("option 'port' must be", bad(USAGE, { "server", "--port", "99999" }))
     assert.matches("%-%-username needs %-%-password%-file", bad(USAGE, { "server", "--username", "ann" }))
-    assert.matches("unknown option '%-g'", bad(USAGE, { "server", "-g", "x" }))
+    assert.matches("the connection's options are not for `lunacos server`", bad(USAGE, { "server", "-g", "x" }))
   end)
 
   it("says why it cannot listen", function()

@@ -137,7 +137,7 @@ end
 local Process = {}
 Process.__index = Process
 
-function support.start(cmd, opts)
+function support.start(cmd, opts, class)
   opts = opts or {}
   local folder = support.tmpdir()
   support.write(folder .. "/in", opts.stdin or "")
@@ -148,7 +148,7 @@ function support.start(cmd, opts)
   local pipe = assert(io.popen(shell, "r"))
   local pid = tonumber(pipe:read("l"))
   living[pid] = true
-  return setmetatable({ pid = pid, pipe = pipe, folder = folder }, Process)
+  return setmetatable({ pid = pid, pipe = pipe, folder = folder }, class or Process)
 end
 
 function Process:stdout()
@@ -210,6 +210,14 @@ function Process:resume()
   self:signal("CONT")
 end
 
+---A failed test forgets its processes. Without this, collecting the pipe would wait for their end.
+function Process:__gc()
+  if self.pipe then
+    os.execute(("kill -9 %d 2>/dev/null"):format(self.pid))
+    living[self.pid] = nil
+  end
+end
+
 ---One HTTP request, by the curl program (not by what is under test).
 ---@return integer status 0 when there was no answer
 ---@return string body
@@ -228,7 +236,7 @@ function support.http(method, url, body, headers)
 end
 
 local Server = setmetatable({}, { __index = Process })
-Server.__index = Server
+Server.__index, Server.__gc = Server, Process.__gc
 
 ---Start the embedded server. `args` are added to its command line ({"--username", "u", …}; "--faults" and the port are given).
 function support.start_server(args, opts)
@@ -241,7 +249,7 @@ function support.start_server(args, opts)
   if not has_port then
     words[#words + 1], words[#words + 2] = "--port", "0"
   end
-  local server = setmetatable(support.start(words, opts), Server)
+  local server = support.start(words, opts, Server)
   local line = support.eventually(function()
     if server:ended() then
       error("the server ended at once: " .. server:stderr(), 0)

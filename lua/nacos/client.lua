@@ -210,7 +210,8 @@ end
 ---@param opts nacos.Options
 ---@return nacos.Client
 local function new(opts)
-  return make(opts, "nacos.client", 2)
+  local client = make(opts, "nacos.client", 2) -- no tail call: an error blames our caller's line
+  return client
 end
 
 ---Change options of a running client; those not given stay as they are.
@@ -295,7 +296,7 @@ end
 ---@overload fun(self, args: nacos.GetArgs): string|nil, any, table|nil
 function Client:get_config(...)
   local a = options.named(GET, "get_config", 2, ...)
-  local flag = (a.no_snapshot or (a.no_snapshot == nil and self.options.no_snapshot)) and "no_snapshot" or ""
+  local flag = a.no_snapshot == nil and "" or a.no_snapshot and "no_snapshot" or "use_snapshot"
   local event = await(self.core:get(a.data_id, a.group, a.timeout or self.options.default_timeout, flag))
   if event.error then
     return nil, event.error

@@ -49,14 +49,19 @@ local nacos = {
 ---@param opts nacos.Options|nil
 ---@return nacos.Client
 function nacos.NacosClient(server_addresses, opts)
+  local all = {}
   if type(server_addresses) == "table" and opts == nil then
-    return client.create(server_addresses, "nacos.NacosClient", 2)
+    all = server_addresses
+  elseif opts ~= nil and type(opts) ~= "table" then
+    error("bad argument #2 to 'nacos.NacosClient' (table expected, got " .. type(opts) .. ")", 2)
+  else
+    for name, value in pairs(opts or {}) do
+      all[name] = value
+    end
+    all.server_addresses = server_addresses
   end
-  local all = { server_addresses = server_addresses }
-  for name, value in pairs(opts or {}) do
-    all[name] = value
-  end
-  return client.create(all, "nacos.NacosClient", 2)
+  local made = client.create(all, "nacos.NacosClient", 2)
+  return made
 end
 
 ---@param content string

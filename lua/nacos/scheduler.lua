@@ -16,7 +16,7 @@ local handlers = {}                                 -- watch or signal id -> fun
 local handler_count = 0
 local tasks = setmetatable({}, { __mode = "k" })    -- our coroutines -> true
 local task_count = 0                                -- of those not ended
-local active = false                                -- inside step()
+local active = false                                -- inside step(), run() or a task
 local stopping = false
 local YIELDED = {}                                  -- what await() yields, to tell it from a user's own yield
 
@@ -37,7 +37,10 @@ local function report(co, err)
 end
 
 local function resume(co, ...)
+  local was = active
+  active = true -- also for the first stretch of a task, which spawn() runs
   local ok, value = coroutine.resume(co, ...)
+  active = was
   if coroutine.status(co) == "dead" then
     tasks[co] = nil
     task_count = task_count - 1

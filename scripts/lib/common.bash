@@ -12,10 +12,11 @@ build_preset() {
     fi
 }
 
-# free_port: a port for a real server, with its neighbours (see scripts/real-nacos) free as well.
+# free_port: a port for a real server, with its neighbours (see scripts/real-nacos) free as well. All are below the range
+# from which the kernel takes the ports of outgoing connections.
 free_port() {
     local port near
-    while port=$((20000 + RANDOM % 30000)); do
+    while port=$((12000 + RANDOM % 19000)); do
         for near in $((port - 1000)) "$port" $((port + 1000)) $((port + 1001)); do
             (exec 3<>"/dev/tcp/127.0.0.1/$near") 2>/dev/null && continue 2
         done

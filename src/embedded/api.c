@@ -96,7 +96,7 @@ static void state(struct request *r)
     const char *version = r->service->options->version;
     reply_json(&r->reply, 200,
                json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version ? version : "2.5.1",
-                         "standalone_mode", "standalone", "function_mode", "server_port", port, "access_enabled",
+                         "standalone_mode", "standalone", "function_mode", "server_port", port, "auth_enabled",
                          access_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
                          "false", "console_ui_enabled", "false", "login_page_enabled", "false", "maxContent", "10485760"));
 }

@@ -311,6 +311,7 @@ static void configure_run(struct job *job)
         free(*now[i]);
         *now[i] = j->strings[i];
     }
+    config_forget_snapshots(c);
     apply(c, &j->options);
     free(j);
 }

@@ -10,6 +10,7 @@
 #define FETCH_MS 5000         /* a read for a watch */
 #define CHANGES_PER_SECOND 20 /* of one item, before it has to rest */
 #define REST_MAX_MS 30000
+#define LEARN_MS 3000    /* how often an unknown item looks whether a server is back */
 #define SNAP_DELAY_MS 50 /* so that callbacks come first */
 #define SNAP_SLICE_MS 4  /* of the loop's time in one turn */
 #define SNAPS_MAX 20000
@@ -109,6 +110,15 @@ static void snap_note(struct nacos_client *c, const struct key *k, struct value 
             timer_set(&c->engine->timers, &f->snap_timer, SNAP_DELAY_MS, snap_slice, c);
     }
     s->pending = value_ref(v);
+}
+
+void config_forget_snapshots(struct nacos_client *c)
+{
+    struct snap *s, *tmp;
+    HASH_ITER(hh, c->config.snaps, s, tmp)
+    {
+        s->md5[0] = 0;
+    }
 }
 
 static void snap_remove(struct nacos_client *c, const struct key *k)
@@ -236,7 +246,8 @@ static void answer_ask(struct ask *a, struct value *v, const nacos_error *err)
 {
     struct nacos_client *c = a->client;
     struct key k = ask_key(a);
-    if (v || !no_answer(err) || c->no_snapshot || a->flags) {
+    bool use = a->flags & NACOS_USE_SNAPSHOT || (a->flags == 0 && !c->no_snapshot);
+    if (v || !no_answer(err) || !use) {
         reply(a, v, NACOS_FROM_SERVER, err);
         return;
     }
@@ -484,6 +495,7 @@ uint64_t nacos_server_version(nacos_client *c, int timeout_ms)
 static void watch_fetch(void *arg)
 {
     struct nacos_watch *w = arg;
+    timer_clear(&w->client->engine->timers, &w->timer);
     struct fetch *f = w->fetch = fetch(w->client, &w->key, FETCH_MS);
     w->state = WATCH_FETCHING;
     if (f)
@@ -492,9 +504,24 @@ static void watch_fetch(void *arg)
         timer_set(&w->client->engine->timers, &w->timer, 1000, watch_fetch, w);
 }
 
+/** A read failed, so whether the item exists is unknown, and a held poll would not tell that it does not. */
+static void watch_learn(void *arg)
+{
+    struct nacos_watch *w = arg;
+    if (w->client->longpoll.failures > 0) { /* no server: one poll asks for all */
+        timer_set(&w->client->engine->timers, &w->timer, LEARN_MS, watch_learn, w);
+        return;
+    }
+    longpoll_remove(w);
+    watch_fetch(w);
+}
+
 static void watch_arm(void *arg)
 {
-    longpoll_add(arg);
+    struct nacos_watch *w = arg;
+    longpoll_add(w);
+    if (!w->known)
+        timer_set(&w->client->engine->timers, &w->timer, back_off(200, w->failures), watch_learn, w);
 }
 
 static void watch_rest(struct nacos_watch *w, int64_t ms, void (*then)(void *))
@@ -606,7 +633,6 @@ static void recheck(struct nacos_watch *w)
         deliver(w, over, NACOS_FROM_FAILOVER);
     } else if (was && w->state != WATCH_FETCHING) {
         longpoll_remove(w);
-        timer_clear(&w->client->engine->timers, &w->timer);
         watch_fetch(w);
     }
     value_unref(over);

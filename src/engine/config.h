@@ -63,6 +63,8 @@ void config_changed(struct nacos_watch *w);
 void config_confirmed(struct nacos_watch *w, double unix_time);
 /** A poll has ended: a good moment to look, a little later, for failover files that came, changed or went. */
 void config_look_for_failover(struct nacos_client *c);
+/** The folder of snapshots is another one: nothing is known of its files. */
+void config_forget_snapshots(struct nacos_client *c);
 /** On the loop. */
 void config_shut(struct nacos_client *c);
 

@@ -148,6 +148,19 @@ static void take_locked(nacos_engine *e, struct event *ev)
     atomic_store(&e->pending, e->ready_head != NULL);
 }
 
+/** The public descriptor is readable exactly while the list is not empty. */
+static void settle_fd_locked(nacos_engine *e)
+{
+    bool more = e->ready_head != NULL;
+    if (more == e->fd_raised)
+        return;
+    e->fd_raised = more;
+    if (more)
+        raise_fd(e->fd);
+    else
+        lower_fd(e->fd);
+}
+
 void engine_withdraw_locked(nacos_engine *e, uint64_t id)
 {
     for (struct event *ev = e->ready_head, *next; ev; ev = next) {
@@ -158,6 +171,7 @@ void engine_withdraw_locked(nacos_engine *e, uint64_t id)
                 event_free(ev);
         }
     }
+    settle_fd_locked(e);
 }
 
 /* ---- the loop -------------------------------------------------------------------------------------------------------------- */
@@ -400,7 +414,8 @@ static void relax(void)
 #endif
 }
 
-/** Waits for an arrival without sleeping, for SPIN_NS at most: on a fast network the answer is there before a sleep would have ended. */
+/** Waits for an arrival without sleeping, for SPIN_NS at most: on a fast network the answer is there before a sleep would have
+ * ended. */
 static void spin(nacos_engine *e, unsigned seen, int64_t begin)
 {
     do {
@@ -451,14 +466,7 @@ struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
         pthread_mutex_lock(&e->lock);
         e->waiting = false;
     }
-    bool more = e->ready_head != NULL;
-    if (more != e->fd_raised) {
-        e->fd_raised = more;
-        if (more)
-            raise_fd(e->fd);
-        else
-            lower_fd(e->fd);
-    }
+    settle_fd_locked(e);
     pthread_mutex_unlock(&e->lock);
     if (timeout_ms)
         e->last_wait_ns = (int64_t)uv_hrtime() - begin;

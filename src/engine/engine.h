@@ -61,15 +61,15 @@ struct nacos_engine {
     struct job *mail_head, *mail_tail;
     struct event *ready_head, *ready_tail;
     uint64_t last_id;
-    bool waiting; /* the host waits in engine_take(), for this id or any (0) */
+    bool waiting;  /* the host waits in engine_take(), for this id or any (0) */
     bool spinning; /* it has not gone to sleep yet: it looks at `arrivals` */
     uint64_t waiting_for;
     bool fd_raised; /* the public descriptor is readable */
 
-    atomic_bool pending; /* the ready list is not empty: looked at without the lock */
+    atomic_bool pending;  /* the ready list is not empty: looked at without the lock */
     atomic_uint arrivals; /* counts what was put there for a host that waited */
-    int fd;              /* public: readable while events wait */
-    int wake_fd;         /* wakes nacos_wait() */
+    int fd;               /* public: readable while events wait */
+    int wake_fd;          /* wakes nacos_wait() */
 
     /* the host's */
     int64_t last_wait_ns; /* how long the last wait took */

@@ -459,6 +459,35 @@ void http_cancel(struct http_call *c)
     free_call(c);
 }
 
+#define LOOK_AT 64
+
+static void flags_of(int first, int flags[LOOK_AT])
+{
+    for (int i = 0; i < LOOK_AT; i++)
+        flags[i] = fcntl(first + i, F_GETFD);
+}
+
+/** curl_multi_init(), with the pair of unnamed Unix sockets that it opens for its own use made close-on-exec: there is no option
+ * for it. They get the lowest free numbers. */
+static CURLM *multi_init(void)
+{
+    int before[LOOK_AT], after[LOOK_AT], first = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (first < 0)
+        return NULL;
+    close(first);
+    flags_of(first, before);
+    CURLM *multi = curl_multi_init();
+    flags_of(first, after);
+    for (int i = 0; i < LOOK_AT; i++) {
+        struct sockaddr_storage a;
+        socklen_t n = sizeof a;
+        if (before[i] < 0 && after[i] == 0 && getsockname(first + i, (struct sockaddr *)&a, &n) == 0 && a.ss_family == AF_UNIX &&
+            n == sizeof a.ss_family)
+            fcntl(first + i, F_SETFD, FD_CLOEXEC);
+    }
+    return multi;
+}
+
 void http_init_process(void)
 {
     curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -471,7 +500,7 @@ struct http *http_new(uv_loop_t *loop, struct timers *timers)
         return NULL;
     h->loop = loop;
     h->timers = timers;
-    h->multi = curl_multi_init();
+    h->multi = multi_init();
     if (!h->multi) {
         free(h);
         return NULL;

@@ -334,14 +334,15 @@ static int client_configure(lua_State *L)
     return 1;
 }
 
-/** client:get(data_id, group, timeout, flags): flags "" | "no_snapshot" | "server_only" */
+/** client:get(data_id, group, timeout [, how]) */
 static int client_get(lua_State *L)
 {
-    static const char *const flags[] = {"", "no_snapshot", "server_only", NULL};
+    static const char *const hows[] = {"", "no_snapshot", "server_only", "use_snapshot", NULL};
+    static const int flags[] = {0, NACOS_NO_SNAPSHOT, NACOS_SERVER_ONLY, NACOS_USE_SNAPSHOT};
     const char *data_id = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
-    int ms = to_ms(L, 4), flag = luaL_checkoption(L, 5, "", flags);
+    int ms = to_ms(L, 4), how = luaL_checkoption(L, 5, "", hows);
     nacos_client *c = to_client(L);
-    return c ? push_id(L, nacos_get_config(c, data_id, group, ms, flag)) : 2;
+    return c ? push_id(L, nacos_get_config(c, data_id, group, ms, flags[how])) : 2;
 }
 
 /** client:publish(data_id, group, content, timeout, fields) */

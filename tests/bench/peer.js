@@ -71,6 +71,7 @@ async function read() {
     const used = process.cpuUsage(cpu);
     console.log(`done ${now() - wall} ${(used.user + used.system) * 1000}`);
   }
+  process.exit(0);
 }
 
 ({ watch, add, read })[mode]().catch((err) => {

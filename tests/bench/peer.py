@@ -20,47 +20,40 @@ def say(text):
 
 
 def watch(client, group, keys):
-    before, counts, lock = {}, {}, threading.Lock()
+    """The SDK reads the present value while a watcher is added and calls back only at changes."""
+    counts, last, lock = {}, {}, threading.Lock()
 
     def on_change(change):
         seen = time.monotonic_ns()
-        key = change["data_id"]
         sent, tag = CONTENT.match(change["content"]).groups()
+        if not tag.startswith("all"):
+            say("change %s %s %d" % (tag, sent, seen))
+            return
         with lock:
-            if key not in before:
-                before[key] = tag
-                if len(before) == keys:
-                    say("ready %d" % seen)
-            elif not tag.startswith("all"):
-                say("change %s %s %d" % (tag, sent, seen))
-            elif before[key] != tag:
+            if last.get(change["data_id"]) != tag:
+                last[change["data_id"]] = tag
                 counts[tag] = counts.get(tag, 0) + 1
                 if counts[tag] == keys:
                     say("all %s %d" % (tag, seen))
-            before[key] = tag
 
     for i in range(keys):
         client.add_config_watcher("cfg-%d" % i, group, on_change)
     if keys == 0:
         client.get_config("cfg-0", group)
-        say("ready %d" % time.monotonic_ns())
+    say("ready %d" % time.monotonic_ns())
     time.sleep(3600)
 
 
 def add(client, group, keys):
     for i in range(keys + 1):
         arrived = threading.Event()
-        seen = []
 
         def on_change(change):
-            seen.append(1)
-            if len(seen) > 1:
-                say("change %s %s %d" % (*reversed(CONTENT.match(change["content"]).groups()), time.monotonic_ns()))
-                arrived.set()
+            sent, tag = CONTENT.match(change["content"]).groups()
+            say("change %s %s %d" % (tag, sent, time.monotonic_ns()))
+            arrived.set()
 
-        content = client.get_config("cfg-%d" % i, group)
-        client.add_config_watcher("cfg-%d" % i, group, on_change, content)
-        seen.append(1)
+        client.add_config_watcher("cfg-%d" % i, group, on_change)
         say("added %d" % i)
         if i > 0:
             arrived.wait(60)

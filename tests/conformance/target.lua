@@ -83,6 +83,13 @@ function target.back(process)
   end
 end
 
+---To be called when the last test is over.
+function target.stop()
+  if embedded then
+    embedded:stop()
+  end
+end
+
 -- ---- raw HTTP, by the curl program ---------------------------------------------------------------------------------------
 
 local function encode(params)

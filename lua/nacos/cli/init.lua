@@ -121,7 +121,14 @@ local function run(arg)
   end
   args.rest = rest
   local command = module(args.command)
-  return command.run(args, command.own_options and {} or common.settings(given))
+  if command.own_options then
+    if next(given) then
+      common.fail(common.USAGE, "the connection's options are not for `lunacos " .. args.command .. "`\nSee `lunacos "
+        .. args.command .. " --help`.")
+    end
+    return command.run(args)
+  end
+  return command.run(args, common.settings(given))
 end
 
 ---Keeps what common.fail() raised; anything else is a bug of ours and gets a traceback.

@@ -26,12 +26,10 @@ end
 ---@return string|nil problem
 ---@return boolean|nil unfinished
 local function compile(text)
-  local chunk = load("return " .. text, "=stdin")
-  if chunk then
-    return chunk
+  if load("return " .. text, "=stdin") then -- not run as it is: a tail call would hide the line from error messages
+    return load("return (function(...) return ... end)(" .. text .. "\n)", "=stdin")
   end
-  local problem
-  chunk, problem = load(text, "=stdin")
+  local chunk, problem = load(text, "=stdin")
   return chunk, problem, problem ~= nil and problem:find("<eof>$") ~= nil
 end
 

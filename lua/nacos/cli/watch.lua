@@ -61,11 +61,12 @@ local function execute(words, change, event)
   if not pipe then
     return common.note("cannot run the command for '" .. change.data_id .. "': " .. problem)
   end
+  pipe:setvbuf("no") -- so that close() has nothing left to write, and its result is the command's
   pipe:write(change.content or "") -- a command that does not read all of it has its reasons
   local _, how, code = pipe:close()
   if how == "signal" then
     common.note(("the command for '%s' was ended by signal %d"):format(change.data_id, code))
-  elseif code ~= 0 then
+  elseif how == "exit" and code ~= 0 then
     common.note(("the command for '%s' failed: exit code %d"):format(change.data_id, code))
   end
 end
@@ -87,12 +88,10 @@ function watch.run(args, settings)
   end
   local nacos = require("nacos")
   local failure
-  local client = common.client(settings, function(err, about)
-    if type(err) == "table" and err.code == "forbidden" then
+  local client = common.open(common.connection(settings, "warn"), function(err)
+    if type(err) == "table" and err.code == "forbidden" then -- anything else is in the log, and it goes on trying
       failure = failure or select(2, pcall(common.check, nil, err))
       nacos.stop()
-    else -- it goes on trying
-      common.note(("'%s': %s"):format(about.data_id, tostring(err)))
     end
   end)
   local function on_change(change)

@@ -1,0 +1,152 @@
+--- contest: servers, the publisher, the contestants, and numbers made of many.
+
+local process = require "process"
+local uv = require "luv"
+
+local contest = {}
+
+local root = assert(uv.fs_realpath(debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") .. "/../.."))
+local build = root .. "/build/release"
+local work
+local folders = 0
+
+contest.root, contest.build = root, build
+
+function contest.open()
+  work = assert(uv.fs_mkdtemp("/tmp/lunacos-bench.XXXXXX"))
+end
+
+function contest.close()
+  process.stop_all()
+  if work then
+    os.execute("rm -rf '" .. work .. "'")
+  end
+end
+
+local function folder()
+  folders = folders + 1
+  local path = ("%s/%d"):format(work, folders)
+  assert(uv.fs_mkdir(path, 448))
+  return path
+end
+contest.folder = folder
+
+-- ---- servers -----------------------------------------------------------------------------------------------------------------
+
+local Server = {}
+Server.__index = Server
+
+---The embedded server. One that counts also answers stats(), which costs it a little time.
+function contest.server(counts)
+  local p = process.start({ build .. "/lunacos", "server", "--port", "0", counts and "--faults" or nil }, { cwd = folder() })
+  local url, address = p:expect("(http://([%d.]+:%d+)/%S+)", 10)
+  local self = setmetatable({ process = p, url = url, address = address }, Server)
+  self.publisher = process.start({ build .. "/bench_limit", "publish", url })
+  return self
+end
+
+function Server:publish(group, index, tag)
+  self.publisher:send(("one %s %d %s"):format(group, index, tag))
+end
+
+function Server:publish_all(group, count, tag)
+  self.publisher:send(("all %s %d %s"):format(group, count, tag))
+  self.publisher:expect("^done", 60)
+end
+
+---Bytes and requests received so far. The question itself is left out.
+function Server:stats()
+  local function ask(what)
+    local pipe = assert(io.popen("curl -sS http://" .. self.address .. "/__lunacos/" .. what))
+    local text = pipe:read("a")
+    pipe:close()
+    return text
+  end
+  local bytes = tonumber(ask("stats"):match('"bytes_in":%s*(%d+)'))
+  local pipe = ask("requests?n=0")
+  return { bytes = bytes, requests = tonumber(pipe:match('"total":%s*(%d+)')) }
+end
+
+function Server:stop()
+  self.publisher:stop()
+  self.process:stop()
+end
+
+-- ---- contestants -------------------------------------------------------------------------------------------------------------
+
+local lua_path = ("%s/lua/?.lua;%s/lua/?/init.lua;;"):format(root, root)
+
+---`start(mode, server, group, …)` gives the process. `settle(keys)`: seconds it goes on working after a change.
+contest.lunacos = {
+  name = "lunacos",
+  start = function(mode, server, group, ...)
+    return process.start({ "lua5.4", root .. "/tests/bench/client.lua", mode, server.address, group, ... },
+      { cwd = folder(), env = { LUA_PATH = lua_path, LUA_CPATH = build .. "/?.so;;" } })
+  end,
+  settle = function()
+    return 0.012
+  end,
+}
+
+contest.limit = {
+  name = "curl",
+  start = function(mode, server, group, ...)
+    return process.start({ build .. "/bench_limit", mode, server.url, group, ... }, { cwd = folder() })
+  end,
+  settle = contest.lunacos.settle,
+}
+
+---The peers, installed into a cache folder when they are not there yet.
+function contest.peers()
+  local cache = (os.getenv("XDG_CACHE_HOME") or os.getenv("HOME") .. "/.cache") .. "/lunacos-bench"
+  local function sh(command)
+    io.stderr:write("bench: ", command, "\n")
+    assert(os.execute(command .. " >&2"), command)
+  end
+  os.execute("mkdir -p '" .. cache .. "'")
+  local python, modules = cache .. "/py/bin/python", cache .. "/node/node_modules"
+  if not uv.fs_stat(cache .. "/py/bin/python") then
+    sh("python3 -m venv '" .. cache .. "/py'")
+  end
+  if os.execute(python .. " -c 'import nacos' 2>/dev/null") ~= true then
+    sh(python .. " -m pip install -q nacos-sdk-python==1.0.0")
+  end
+  if not uv.fs_stat(modules .. "/nacos") then
+    sh("npm install --silent --no-fund --no-audit --prefix '" .. cache .. "/node' nacos@2.6.3")
+  end
+  local function peer(name, settle, env, ...)
+    local words = { ... }
+    return {
+      name = name,
+      settle = settle,
+      start = function(mode, server, group, ...)
+        local args = { table.unpack(words) }
+        for _, word in ipairs { mode, server.address, group, ... } do
+          args[#args + 1] = word
+        end
+        return process.start(args, { cwd = folder(), env = env })
+      end,
+    }
+  end
+  return peer("nacos-sdk-python 1.0.0", function(keys)
+    return 0.05 + keys * 0.00012
+  end, {}, python, root .. "/tests/bench/peer.py"),
+    peer("npm nacos 2.6.3", function(keys)
+      return 0.03 + keys * 0.00001
+    end, { NODE_PATH = modules, HOME = work }, "node", root .. "/tests/bench/peer.js")
+end
+
+-- ---- numbers -----------------------------------------------------------------------------------------------------------------
+
+---@param p number # 0.5: the median
+function contest.quantile(list, p)
+  local sorted = { table.unpack(list) }
+  table.sort(sorted)
+  return sorted[math.max(1, math.ceil(#sorted * p))]
+end
+
+function contest.median(list)
+  return contest.quantile(list, 0.5)
+end
+
+return contest
