@@ -13,7 +13,7 @@ local MAX_EVENTS_PER_STEP = 1000
 local engine
 local waiting = {}                                  -- request or timer id -> coroutine
 local handlers = {}                                 -- watch or signal id -> function(event)
-local handler_count = 0
+local handler_count = 0                             -- of watches
 local tasks = setmetatable({}, { __mode = "k" })    -- our coroutines -> true
 local task_count = 0                                -- of those not ended
 local active = false                                -- inside step(), run() or a task
@@ -171,7 +171,7 @@ function scheduler.fd()
   return scheduler.engine():fd()
 end
 
----Run until stop(), or until nothing is left that could happen: no task, no watch, no signal handler.
+---Run until stop(), or until nothing is left that could happen: no task and no watch.
 ---@param fn function|nil # started as the first task; an error in it ends run() and is raised from it
 ---@return any ...        # what fn returned
 function scheduler.run(fn)
@@ -233,10 +233,10 @@ function scheduler.on_signal(name, fn)
   if not id then
     error(err.message, 2)
   end
-  scheduler.handle(id, function()
-    scheduler.handle(id, nil)
+  handlers[id] = function() -- not counted: it does not keep run() going
+    handlers[id] = nil
     fn()
-  end)
+  end
 end
 
 return scheduler

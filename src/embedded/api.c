@@ -10,21 +10,42 @@ const char *param(const struct request *r, const char *name)
     return form_get(&r->form, name, NULL);
 }
 
-bool need_param(struct request *r, const char *name, const char *type, const char *content_type)
+static bool below_cs(const struct request *r)
 {
+    const char *context = r->service->options->context_path;
+    return strncmp(r->path, context, strlen(context)) == 0 && strncmp(r->path + strlen(context), "/v1/cs/", 7) == 0;
+}
+
+void error_page(struct request *r, int status, const char *message)
+{
+    reply_error_page(&r->reply, status, below_cs(r) ? TYPE_JSON_UTF8 : TYPE_JSON, message, r->path);
+}
+
+bool need_param(struct request *r, const char *name, const char *type)
+{
+    if (!form_join(&r->form, name)) {
+        error_page(r, 500, "out of memory");
+        return false;
+    }
     if (param(r, name))
         return true;
     char message[160];
     snprintf(message, sizeof message, "Required request parameter '%s' for method parameter type %s is not present", name, type);
-    reply_caused(&r->reply, 500, content_type, message, true);
+    reply_caused(&r->reply, 500, message, true);
     return false;
 }
 
-void wrong_method(struct request *r, const char *content_type)
+void wrong_method(struct request *r)
 {
     char message[96];
     snprintf(message, sizeof message, "Request method '%.32s' not supported", r->method);
-    reply_caused(&r->reply, 500, content_type, message, true);
+    reply_caused(&r->reply, 500, message, true);
+}
+
+void api_answer(struct request *r)
+{
+    reply_header(&r->reply, "Content-Security-Policy", "script-src 'self'");
+    request_answer(r);
 }
 
 static bool is_get(const struct request *r)
@@ -59,7 +80,7 @@ static const char *refusal(struct request *r)
 static void login(struct request *r)
 {
     struct access *a = &r->service->auth;
-    if (!need_param(r, "username", "String", TYPE_TEXT) || !need_param(r, "password", "String", TYPE_TEXT))
+    if (!need_param(r, "username", "String") || !need_param(r, "password", "String"))
         return;
     const char *username = param(r, "username"), *password = param(r, "password");
     char *token = NULL;
@@ -67,24 +88,24 @@ static void login(struct request *r)
         reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
     } else if (!access_enabled(a)) {
         /* Nobody checks tokens here: as servers without auth, give anybody a dummy. */
-        reply_json(&r->reply, 200,
+        reply_json(&r->reply, 200, TYPE_JSON,
                    json_pack("{s:s, s:I, s:b, s:s}", "accessToken", "AUTH_DISABLED", "tokenTtl", (json_int_t)a->ttl, "globalAdmin",
                              1, "username", username));
     } else if (strcmp(username, a->username) != 0) {
         char message[256];
         snprintf(message, sizeof message, "User %.200s not found", username);
-        reply_caused(&r->reply, 500, TYPE_TEXT, message, true);
+        reply_caused(&r->reply, 500, message, true);
     } else if (!access_password_ok(a, username, password)) {
         reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
     } else if ((token = access_token(a))) {
-        reply_json(&r->reply, 200,
+        reply_json(&r->reply, 200, TYPE_JSON,
                    json_pack("{s:s, s:I, s:b, s:s}", "accessToken", token, "tokenTtl", (json_int_t)a->ttl, "globalAdmin", 1,
                              "username", username));
         char bearer[2048];
         snprintf(bearer, sizeof bearer, "Bearer %s", token);
         reply_header(&r->reply, "Authorization", bearer);
     } else {
-        reply_error_page(&r->reply, 500, "out of memory", r->path);
+        error_page(r, 500, "out of memory");
     }
     free(token);
 }
@@ -94,16 +115,16 @@ static void state(struct request *r)
     char port[16];
     snprintf(port, sizeof port, "%d", r->service->port);
     const char *version = r->service->options->version;
-    reply_json(&r->reply, 200,
+    reply_json(&r->reply, 200, TYPE_JSON,
                json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version ? version : "2.5.1",
                          "standalone_mode", "standalone", "function_mode", "server_port", port, "auth_enabled",
                          access_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
-                         "false", "console_ui_enabled", "false", "login_page_enabled", "false", "maxContent", "10485760"));
+                         "false", "console_ui_enabled", "true", "login_page_enabled", "false", "maxContent", "10485760"));
 }
 
 static void namespaces(struct request *r)
 {
-    reply_json(&r->reply, 200,
+    reply_json(&r->reply, 200, TYPE_JSON,
                json_pack("{s:i, s:n, s:[{s:s, s:s, s:n, s:i, s:I, s:i}]}", "code", 200, "message", "data", "namespace", "",
                          "namespaceShowName", "public", "namespaceDesc", "quota", 200, "configCount",
                          (json_int_t)r->service->store.record_count, "type", 0));
@@ -111,7 +132,7 @@ static void namespaces(struct request *r)
 
 static void health(struct request *r)
 {
-    reply_text(&r->reply, 200, TYPE_JSON_UTF8, "UP");
+    reply_text(&r->reply, 200, TYPE_TEXT, "UP");
 }
 
 static void alive(struct request *r)
@@ -121,7 +142,7 @@ static void alive(struct request *r)
 
 static void metrics(struct request *r)
 {
-    reply_json(&r->reply, 200, json_pack("{s:s}", "status", "UP"));
+    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:s}", "status", "UP"));
 }
 
 /** What an address server says: the members of the cluster, one a line. */
@@ -134,16 +155,16 @@ static void server_list(struct request *r)
 }
 
 static const struct route {
-    const char *path, *method, *type;
+    const char *path, *method;
     void (*handle)(struct request *r);
-} routes[] = {{"/v1/auth/login", "POST", TYPE_TEXT, login},
-              {"/v1/auth/users/login", "POST", TYPE_TEXT, login},
-              {"/v1/cs/health", "GET", TYPE_JSON_UTF8, health},
-              {"/v1/console/server/state", "GET", TYPE_TEXT, state},
-              {"/v1/console/namespaces", "GET", TYPE_TEXT, namespaces},
-              {"/v1/console/health/liveness", "GET", TYPE_TEXT, alive},
-              {"/v1/console/health/readiness", "GET", TYPE_TEXT, alive},
-              {"/v1/ns/operator/metrics", "GET", TYPE_TEXT, metrics}};
+} routes[] = {{"/v1/auth/login", "POST", login},
+              {"/v1/auth/users/login", "POST", login},
+              {"/v1/cs/health", "GET", health},
+              {"/v1/console/server/state", "GET", state},
+              {"/v1/console/namespaces", "GET", namespaces},
+              {"/v1/console/health/liveness", "GET", alive},
+              {"/v1/console/health/readiness", "GET", alive},
+              {"/v1/ns/operator/metrics", "GET", metrics}};
 
 #define CONFIGS "/v1/cs/configs"
 
@@ -152,8 +173,8 @@ static void configs(struct request *r, const char *below)
 {
     const char *why = refusal(r);
     if (why) {
-        reply_error_page(&r->reply, 403, why, r->path);
-        request_answer(r);
+        error_page(r, 403, why);
+        api_answer(r);
     } else {
         config_handle(r, below);
     }
@@ -161,22 +182,25 @@ static void configs(struct request *r, const char *below)
 
 static void small(struct request *r, const char *path)
 {
+    bool known = false;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         const struct route *route = &routes[i];
         if (!is(path, route->path))
             continue;
-        if (strcmp(route->method, "GET") == 0 ? is_get(r) : strcmp(route->method, r->method) == 0)
+        known = true;
+        if (strcmp(route->method, "GET") == 0 ? is_get(r) : strcmp(route->method, r->method) == 0) {
             route->handle(r);
-        else
-            wrong_method(r, route->type);
-        return;
+            return;
+        }
     }
     if (strncmp(path, "/v1/ns/", 7) == 0) { /* the naming half is not here: as any unknown call of it */
         char message[512];
         snprintf(message, sizeof message, "no such api:%.32s:%.400s", r->method, r->path);
-        reply_error_page(&r->reply, 501, message, r->path);
+        error_page(r, 501, message);
+    } else if (known) {
+        wrong_method(r);
     } else {
-        reply_error_page(&r->reply, 404, "No message available", r->path);
+        error_page(r, 404, "No message available");
     }
 }
 
@@ -200,5 +224,5 @@ void api_handle(struct request *r)
     } else {
         small(r, path);
     }
-    request_answer(r);
+    api_answer(r);
 }

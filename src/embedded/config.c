@@ -17,16 +17,17 @@ enum {
     EARLY = 500,          /* ms before the client's timeout */
     BUFFERED = 8192,      /* a servlet answer up to this size has a Content-Length */
     HEADER_VALUES = 8192, /* as much as the real server has room for in headers */
+    HEADERS_UNTIL = 204,  /* clients from version 2.0.4 on ask with a timeout */
 };
 
 static void caused(struct request *r, int status, const char *message)
 {
-    reply_caused(&r->reply, status, TYPE_JSON_UTF8, message, status == 500);
+    reply_caused(&r->reply, status, message, status == 500);
 }
 
 static void no_memory(struct request *r)
 {
-    reply_error_page(&r->reply, 500, "out of memory", r->path);
+    error_page(r, 500, "out of memory");
 }
 
 static const char *or_empty(const char *text)
@@ -54,7 +55,7 @@ static bool ids_legal(struct request *r, bool aliases)
 
 static bool need(struct request *r, const char *name)
 {
-    return need_param(r, name, "String", TYPE_JSON_UTF8);
+    return need_param(r, name, "String");
 }
 
 /** dataId and group are there and not blank. False: answered. */
@@ -126,7 +127,7 @@ static void show_all(struct request *r)
         reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
         return;
     }
-    reply_json(&r->reply, 200,
+    reply_json(&r->reply, 200, TYPE_JSON_UTF8,
                json_pack("{s:o, s:s, s:s, s:o, s:s, s:s, s:s, s:o, s:s, s:I, s:I, s:o, s:s, s:o, s:o, s:o, s:o, s:o}", "id",
                          id_json(v), "dataId", item->data_id, "group", item->group, "content", json_stringn(v->content, v->len),
                          "md5", v->md5, "encryptedDataKey", "", "tenant", item->tenant, "appName", text_json(v->app_name), "type",
@@ -138,7 +139,7 @@ static void show_all(struct request *r)
 /** A whole number in a parameter. False: answered. */
 static bool int_param(struct request *r, const char *name, int *out)
 {
-    if (!need_param(r, name, "int", TYPE_JSON_UTF8))
+    if (!need_param(r, name, "int"))
         return false;
     const char *text = param(r, name);
     char *end;
@@ -194,7 +195,7 @@ static void search(struct request *r, bool like)
                 json_array_append_new(list, found_json(i, like));
             total++;
         }
-    reply_json(&r->reply, 200,
+    reply_json(&r->reply, 200, TYPE_JSON_UTF8,
                json_pack("{s:I, s:i, s:I, s:o}", "totalCount", (json_int_t)total, "pageNumber", page, "pagesAvailable",
                          (json_int_t)((total + size - 1) / size), "pageItems", list));
 }
@@ -271,7 +272,7 @@ static void publish(struct request *r)
     } else if (why) {
         caused(r, 400, why);
     } else if (!text_blank(param(r, "tag")) || !text_blank(request_header(r, "betaIps"))) {
-        reply_error_page(&r->reply, 501, "the embedded server has no beta and tag versions", r->path);
+        error_page(r, 501, "the embedded server has no beta and tag versions");
     } else {
         switch (store_publish(&r->service->store, &p)) {
         case STORE_DONE:
@@ -319,18 +320,39 @@ void config_poll_ended(void *arg, struct poll *p, const struct item *item)
         poll_append_key(&keys, item);
         answer_keys(&r->reply, &keys);
     }
-    request_answer(r);
+    api_answer(r);
 }
 
-/** A listener without a timeout: the oldest clients' way, answered in headers. */
-static void answer_in_headers(struct request *r)
+/** A client's version as one number, as the real server reckons: 2.0.4 is 204. */
+static long version_number(const char *version)
 {
+    long sum = 0;
+    while (version && *version) {
+        char *end;
+        long part = strtol(version, &end, 10);
+        if (end > version && (*end == '.' || !*end) && part >= 0 && part < 1000 && sum < 1000000)
+            sum = sum * 10 + part;
+        version = strchr(version, '.');
+        version = version ? version + 1 : NULL;
+    }
+    return sum;
+}
+
+/** A listener without a timeout: the oldest clients' way, answered in headers, and newer ones not at all. */
+static void answer_without_timeout(struct request *r)
+{
+    const char *version = request_header(r, "Client-Version");
+    if (version && version_number(version) >= HEADERS_UNTIL) {
+        reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
+        reply_no_cache(&r->reply);
+        return;
+    }
     struct buf old_form, new_form;
     buf_init(&old_form, HEADER_VALUES);
     buf_init(&new_form, HEADER_VALUES);
     poll_stale_headers(&r->poll, &old_form, &new_form);
     if (old_form.failed || new_form.failed || old_form.len + new_form.len > HEADER_VALUES) {
-        reply_error_page(&r->reply, 500, "the answer does not fit into headers", r->path);
+        error_page(r, 500, "the answer does not fit into headers");
     } else {
         reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
         reply_header(&r->reply, "Probe-Modify-Response", old_form.data ? old_form.data : "");
@@ -387,13 +409,13 @@ static bool listen_for(struct request *r)
         if (timeout && poll_or_park(r, timeout))
             return true;
         if (!timeout)
-            answer_in_headers(r);
+            answer_without_timeout(r);
         break;
     case POLL_INVALID:
         caused(r, 400, "invalid probeModify");
         break;
     case POLL_BROKEN:
-        reply_error_page(&r->reply, 500, "invalid probeModify", r->path);
+        error_page(r, 500, "invalid probeModify");
         break;
     case POLL_ILLEGAL:
         reply_text(&r->reply, 400, TYPE_JSON_UTF8, why);
@@ -406,12 +428,26 @@ static bool listen_for(struct request *r)
     return false;
 }
 
+/** Who listens to one configuration: addresses and the md5 they hold, which for a poll that waits is ours. */
+static void listeners(struct request *r)
+{
+    if (!key_given(r))
+        return;
+    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    json_t *list = json_object();
+    if (item && item->polls)
+        json_object_set_new(list, "127.0.0.1", json_string(item_md5(item)));
+    reply_json(&r->reply, 200, TYPE_JSON_UTF8, json_pack("{s:i, s:o}", "collectStatus", 200, "lisentersGroupkeyStatus", list));
+}
+
 void config_handle(struct request *r, const char *path)
 {
     bool get = strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0, post = strcmp(r->method, "POST") == 0;
-    if (*path) {
+    if (*path && get) {
+        listeners(r);
+    } else if (*path) {
         if (!post)
-            wrong_method(r, TYPE_JSON_UTF8);
+            wrong_method(r);
         else if (listen_for(r))
             return;
     } else if (get) {
@@ -423,7 +459,7 @@ void config_handle(struct request *r, const char *path)
         if (ids_legal(r, true))
             remove_one(r);
     } else {
-        wrong_method(r, TYPE_JSON_UTF8);
+        wrong_method(r);
     }
-    request_answer(r);
+    api_answer(r);
 }

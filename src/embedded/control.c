@@ -5,7 +5,7 @@
 
 static void refuse(struct request *r, int status, const char *why)
 {
-    reply_json(&r->reply, status, json_pack("{s:s}", "error", why));
+    reply_json(&r->reply, status, TYPE_JSON, json_pack("{s:s}", "error", why));
 }
 
 static void add_faults(struct request *r)
@@ -15,7 +15,7 @@ static void add_faults(struct request *r)
     char why[160] = "the body must be JSON";
     json_t *spec = r->body.data ? json_loadb(r->body.data, r->body.len, 0, &error) : NULL;
     if (spec && faults_add(faults, spec, why, sizeof why))
-        reply_json(&r->reply, 200, json_pack("{s:I}", "faults", (json_int_t)faults->count));
+        reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:I}", "faults", (json_int_t)faults->count));
     else
         refuse(r, 400, why);
     json_decref(spec);
@@ -24,24 +24,24 @@ static void add_faults(struct request *r)
 static void clear_faults(struct request *r)
 {
     faults_clear(&r->service->faults);
-    reply_json(&r->reply, 200, json_pack("{s:i}", "faults", 0));
+    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:i}", "faults", 0));
 }
 
 static void show_requests(struct request *r)
 {
-    reply_json(&r->reply, 200, reqlog_json(&r->service->log));
+    reply_json(&r->reply, 200, TYPE_JSON, reqlog_json(&r->service->log));
 }
 
 static void clear_requests(struct request *r)
 {
     reqlog_clear(&r->service->log);
-    reply_json(&r->reply, 200, json_pack("{s:i}", "total", 0));
+    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:i}", "total", 0));
 }
 
 static void show_stats(struct request *r)
 {
     const struct service *s = r->service;
-    reply_json(&r->reply, 200,
+    reply_json(&r->reply, 200, TYPE_JSON,
                json_pack("{s:I, s:I, s:I, s:I}", "polls_held", (json_int_t)s->polls.parked, "connections",
                          (json_int_t)request_connections(r), "configs", (json_int_t)s->store.record_count, "bytes_in",
                          (json_int_t)s->bytes_in));
@@ -50,7 +50,7 @@ static void show_stats(struct request *r)
 static void expire(struct request *r)
 {
     access_expire(&r->service->auth);
-    reply_json(&r->reply, 200, json_pack("{s:I}", "expired", (json_int_t)r->service->auth.expired));
+    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:I}", "expired", (json_int_t)r->service->auth.expired));
 }
 
 void control_handle(struct request *r)

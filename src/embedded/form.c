@@ -44,14 +44,14 @@ static int sequence(const unsigned char *p, size_t n)
         return -1;
     for (int i = 1; i < want; i++) {
         unsigned char low = 0x80, high = 0xbf;
-        if (i == 1) { /* no overlong forms, no surrogates, nothing above U+10FFFF */
+        if (i == 1) { /* no overlong forms, nothing above U+10FFFF */
             low = p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : low;
-            high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : high;
+            high = p[0] == 0xf4 ? 0x8f : high;
         }
         if ((size_t)i >= n || p[i] < low || p[i] > high)
             return -i;
     }
-    return want;
+    return p[0] == 0xed && p[1] >= 0xa0 ? -3 : want; /* a surrogate is one unit, where Java itself sees three */
 }
 
 /** Replaces what is not UTF-8 by U+FFFD. */
@@ -130,6 +130,31 @@ const char *form_get(const struct form *f, const char *name, size_t *len)
             return f->params[i].value;
         }
     return NULL;
+}
+
+bool form_join(struct form *f, const char *name)
+{
+    struct param *first = NULL;
+    for (size_t i = 0; i < f->count; i++) {
+        struct param *p = &f->params[i];
+        if (strcmp(p->name, name) != 0)
+            continue;
+        if (!first) {
+            first = p;
+            continue;
+        }
+        char *joined = malloc(first->len + 1 + p->len + 1);
+        if (!joined)
+            return false;
+        memcpy(joined, first->value, first->len);
+        joined[first->len] = ',';
+        memcpy(joined + first->len + 1, p->value, p->len + 1);
+        if (first->owned)
+            free(first->value);
+        *first = (struct param){.name = first->name, .value = joined, .len = first->len + 1 + p->len, .owned = true};
+        *p->name = '\0'; /* counted */
+    }
+    return true;
 }
 
 void form_free(struct form *f)

@@ -82,11 +82,11 @@ void reply_text(struct reply *p, int status, const char *type, const char *text)
     buf_puts(&p->body, text);
 }
 
-void reply_json(struct reply *p, int status, json_t *value)
+void reply_json(struct reply *p, int status, const char *type, json_t *value)
 {
     char *text = value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
     json_decref(value);
-    reply_text(p, status, TYPE_JSON, text ? text : "");
+    reply_text(p, status, type, text ? text : "");
     p->body.failed |= !text;
     p->chunked = true;
     free(text);
@@ -108,9 +108,9 @@ static void append_escaped(struct buf *b, const char *text)
     }
 }
 
-void reply_caused(struct reply *p, int status, const char *type, const char *message, bool escape)
+void reply_caused(struct reply *p, int status, const char *message, bool escape)
 {
-    reply_text(p, status, type, "caused: ");
+    reply_text(p, status, TYPE_TEXT, "caused: ");
     if (escape)
         append_escaped(&p->body, message);
     else
@@ -118,7 +118,7 @@ void reply_caused(struct reply *p, int status, const char *type, const char *mes
     buf_puts(&p->body, ";");
 }
 
-void reply_error_page(struct reply *p, int status, const char *message, const char *path)
+void reply_error_page(struct reply *p, int status, const char *type, const char *message, const char *path)
 {
     struct timeval now;
     gettimeofday(&now, NULL);
@@ -127,7 +127,7 @@ void reply_error_page(struct reply *p, int status, const char *message, const ch
     char stamp[48];
     strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(stamp + strlen(stamp), sizeof stamp - strlen(stamp), ".%03d+00:00", (int)(now.tv_usec / 1000));
-    reply_json(p, status,
+    reply_json(p, status, type,
                json_pack("{s:s, s:i, s:s, s:s, s:s}", "timestamp", stamp, "status", status, "error", http_reason(status), "message",
                          message, "path", path));
 }

@@ -33,11 +33,11 @@ void http_date(int64_t unix_seconds, char out[32]);
 /** A whole answer of text. */
 void reply_text(struct reply *p, int status, const char *type, const char *text);
 /** A whole answer of JSON; takes the reference. */
-void reply_json(struct reply *p, int status, json_t *value);
+void reply_json(struct reply *p, int status, const char *type, json_t *value);
 /** An exception as the real server words it: `caused: MESSAGE;`, HTML-escaped if `escape`. */
-void reply_caused(struct reply *p, int status, const char *type, const char *message, bool escape);
+void reply_caused(struct reply *p, int status, const char *message, bool escape);
 /** The error page of Spring, in JSON. */
-void reply_error_page(struct reply *p, int status, const char *message, const char *path);
+void reply_error_page(struct reply *p, int status, const char *type, const char *message, const char *path);
 
 /** The reason phrase of a status. */
 const char *http_reason(int status);

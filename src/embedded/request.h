@@ -72,8 +72,13 @@ void config_poll_ended(void *arg, struct poll *p, const struct item *item);
 
 /** A parameter from query or body, NULL if absent. */
 const char *param(const struct request *r, const char *name);
-/** True if it is there; otherwise the answer says that it is missing and `type` is what it should have been. */
-bool need_param(struct request *r, const char *name, const char *type, const char *content_type);
-void wrong_method(struct request *r, const char *content_type);
+/** True if it is there, once or (then it is joined now, see form_join()) often; otherwise the answer says that it is missing and
+ * `type` is what it should have been. */
+bool need_param(struct request *r, const char *name, const char *type);
+void wrong_method(struct request *r);
+/** An error page; its JSON type is that of the real server on this path. */
+void error_page(struct request *r, int status, const char *message);
+/** request_answer(), with what the real server adds to every answer. */
+void api_answer(struct request *r);
 
 #endif

@@ -259,7 +259,7 @@ static enum MHD_Result send_reply(struct request *r)
     for (size_t at = 0; reply_next_header(reply, &at, &name, &value);)
         ok &= MHD_add_response_header(out, name, *value ? value : " ") ==
               MHD_YES; /* it refuses an empty value; nobody sees the space */
-    if (reply->chunked)
+    if (reply->chunked && strcmp(r->method, "HEAD") != 0)
         ok &= MHD_add_response_header(out, MHD_HTTP_HEADER_TRANSFER_ENCODING, "chunked") == MHD_YES;
     enum MHD_Result result = ok ? MHD_queue_response(r->mhd, (unsigned)reply->status, out) : MHD_NO;
     MHD_destroy_response(out);

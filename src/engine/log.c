@@ -188,7 +188,8 @@ struct log *log_open(enum log_level level, const char *dir, int backup_count)
     l->backup_count = backup_count;
     l->fd = STDERR_FILENO;
     pthread_mutex_init(&l->lock, NULL);
-    tzset(); /* localtime_r need not */
+    static pthread_once_t zone = PTHREAD_ONCE_INIT;
+    pthread_once(&zone, tzset); /* localtime_r need not do it, and two at a time may not */
     if (dir && dir[0]) {
         l->dir = strdup(dir);
         if (!l->dir || asprintf(&l->path, "%s/lunacos.log", dir) < 0) {

@@ -6,7 +6,7 @@ local uv = require "luv"
 local contest = {}
 
 local root = assert(uv.fs_realpath(debug.getinfo(1, "S").source:match("^@(.*)/[^/]*$") .. "/../.."))
-local build = root .. "/build/release"
+local build = os.getenv("LUNACOS_BUILD") or root .. "/build/release"
 local work
 local folders = 0
 
@@ -54,17 +54,24 @@ function Server:publish_all(group, count, tag)
   self.publisher:expect("^done", 60)
 end
 
----Bytes and requests received so far. The question itself is left out.
-function Server:stats()
-  local function ask(what)
-    local pipe = assert(io.popen("curl -sS http://" .. self.address .. "/__lunacos/" .. what))
-    local text = pipe:read("a")
-    pipe:close()
-    return text
-  end
-  local bytes = tonumber(ask("stats"):match('"bytes_in":%s*(%d+)'))
-  local pipe = ask("requests?n=0")
-  return { bytes = bytes, requests = tonumber(pipe:match('"total":%s*(%d+)')) }
+local function ask(self, method, what)
+  local pipe = assert(io.popen(("curl -sS -X %s http://%s/__lunacos/%s"):format(method, self.address, what)))
+  local text = pipe:read("a")
+  pipe:close()
+  return text
+end
+
+---Count from now on.
+function Server:count()
+  ask(self, "DELETE", "requests")
+  self.bytes_before = tonumber(ask(self, "GET", "stats"):match('"bytes_in":%s*(%d+)'))
+end
+
+---@return integer bytes    # received since count()
+---@return integer requests
+function Server:counted()
+  local bytes = tonumber(ask(self, "GET", "stats"):match('"bytes_in":%s*(%d+)')) - self.bytes_before
+  return bytes, tonumber(ask(self, "GET", "requests"):match('"total":%s*(%d+)'))
 end
 
 function Server:stop()

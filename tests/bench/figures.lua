@@ -1,0 +1,460 @@
+--- figures: what is measured, and how. Each function takes the run (server, peers, how thorough) and adds rows to the table.
+--
+-- Who is compared runs in the same minute against the same server, turn by turn; times are medians, CPU is the least of the rounds.
+
+local contest = require "contest"
+local process = require "process"
+local uv = require "luv"
+
+local median, quantile = contest.median, contest.quantile
+local lunacos, limit = contest.lunacos, contest.limit
+
+local figures = {}
+
+-- ---- formats -----------------------------------------------------------------------------------------------------------------
+
+local function ns(value)
+  if value < 1e3 then
+    return ("%.0f ns"):format(value)
+  elseif value < 1e6 then
+    return ("%.0f µs"):format(value / 1e3)
+  elseif value < 1e9 then
+    return ("%.3g ms"):format(value / 1e6)
+  end
+  return ("%.3g s"):format(value / 1e9)
+end
+
+local function bytes(value)
+  if value < 1e4 then
+    return ("%.0f B"):format(value)
+  elseif value < 1e6 then
+    return ("%.1f kB"):format(value / 1e3)
+  end
+  return ("%.1f MB"):format(value / 1e6)
+end
+
+local function count(value)
+  return ("%.0f"):format(value)
+end
+
+local function per_second(value)
+  return ("%.0f /s"):format(value)
+end
+
+---The medians of several lists, one for each contestant, as cells of one row.
+local function row(run, figure, format, values, goal, met)
+  local cells = { figure = figure, goal = goal, met = met }
+  for name, value in pairs(values) do
+    cells[name] = format(value)
+  end
+  if values.lunacos and values.curl then
+    cells.ratio = ("%.2f"):format(values.lunacos / values.curl)
+  end
+  run.add(cells)
+end
+
+-- ---- latency, memory ---------------------------------------------------------------------------------------------------------
+
+---Everybody who watches: the limit, lunacos and the peers with 1, 1,000 and 3,000 keys, each in a group of its own.
+local function start_watchers(run)
+  local all = { { who = limit, keys = 1, group = "LIMIT" } }
+  for _, who in ipairs(run.contestants) do
+    for _, keys in ipairs { 1, 1000, 3000 } do
+      all[#all + 1] = { who = who, keys = keys, group = ("W%d-%d"):format(#all, keys) }
+    end
+  end
+  for _, w in ipairs(all) do
+    run.server:publish_all(w.group, w.keys, "init")
+    if w.who == limit then
+      w.process = limit.start("watch", run.server, w.group, "0")
+    else
+      w.process = w.who.start("watch", run.server, w.group, tostring(w.keys))
+    end
+    w.process:expect("^ready", 60)
+    w.latencies = {}
+  end
+  return all
+end
+
+local function one_change(run, w, tag, seconds)
+  run.server:publish(w.group, math.random(0, w.keys - 1), tag)
+  local sent, seen = w.process:expect("^change " .. tag .. " (%d+) (%d+)", seconds)
+  return seen - sent
+end
+
+function figures.latency(run)
+  local all = start_watchers(run)
+  for _, w in ipairs(all) do -- peers see a change only when the poll that they hold is over
+    one_change(run, w, "warm", 45)
+    process.sleep(0.3)
+  end
+  for round = 1, run.rounds * 20 do
+    for i = #all, 2, -1 do
+      local j = math.random(i)
+      all[i], all[j] = all[j], all[i]
+    end
+    for _, w in ipairs(all) do
+      if w.who == limit or w.who == lunacos or round % 4 == 0 then
+        w.latencies[#w.latencies + 1] = one_change(run, w, "c" .. round, 30)
+        process.sleep(w.who.settle(w.keys))
+      end
+    end
+  end
+  local by = {}
+  for _, w in ipairs(all) do
+    by[w.who.name .. w.keys] = w
+  end
+  run.latency_limit = median(by.curl1.latencies)
+  for _, keys in ipairs { 1, 1000, 3000 } do
+    local values = { curl = run.latency_limit }
+    for _, who in ipairs(run.contestants) do
+      values[who.name] = median(by[who.name .. keys].latencies)
+    end
+    row(run, ("publish → callback, %d watch%s"):format(keys, keys == 1 and "" or "es"), ns, values, "≤ 1.3 × limit",
+      values.lunacos <= 1.3 * values.curl)
+    if keys == 3000 then
+      local one = median(by.lunacos1.latencies)
+      run.add { figure = "… 3,000 watches beside 1", lunacos = ("× %.2f"):format(values.lunacos / one), goal = "flat (≤ 1.15)",
+        met = values.lunacos <= 1.15 * one }
+    end
+  end
+  local p90 = { curl = quantile(by.curl1.latencies, 0.9) }
+  for _, who in ipairs(run.contestants) do
+    p90[who.name] = quantile(by[who.name .. 3000].latencies, 0.9)
+  end
+  row(run, "… 3,000 watches, 90th percentile", ns, p90)
+  figures.memory(run, by)
+  for _, w in ipairs(all) do
+    w.process:stop()
+  end
+end
+
+function figures.memory(run, by)
+  local floor = by.curl1.process:usage()
+  for _, keys in ipairs { 0, 1000, 3000 } do
+    local cells = {
+      figure = ("memory, threads, sockets, %d watches"):format(keys),
+      curl = ("%s, %d, %d"):format(bytes(floor.rss), floor.threads, floor.sockets),
+    }
+    for _, who in ipairs(run.contestants) do
+      local w = by[who.name .. keys]
+      local p = w and w.process or who.start("watch", run.server, "LIMIT", "0")
+      if not w then
+        p:expect("^ready", 30)
+        process.sleep(0.5)
+      end
+      local u = p:usage()
+      cells[who.name] = ("%s, %d, %d"):format(bytes(u.rss), u.threads, u.sockets)
+      if who == lunacos then
+        cells.ratio = ("%.2f"):format(u.rss / floor.rss)
+        if keys == 0 then
+          cells.goal, cells.met = "≤ 11 MB, 2 threads", u.rss <= 11e6 and u.threads == 2
+        end
+      end
+      if not w then
+        p:stop()
+      end
+    end
+    run.add(cells)
+  end
+end
+
+-- ---- a key more --------------------------------------------------------------------------------------------------------------
+
+function figures.added(run)
+  local values, keys = {}, run.rounds
+  run.server:publish_all("ADD", keys + 1, "init")
+  local others = {}
+  for _, who in ipairs(run.contestants) do
+    others[#others + 1] = { who = who, process = who.start("add", run.server, "ADD", tostring(who == lunacos and keys or 1)), list = {} }
+    if who == lunacos then
+      local it = others[#others]
+      it.process:expect("^added 0")
+      for i = 1, keys do
+        it.process:expect("^added " .. i)
+        process.sleep(1)
+        run.server:publish("ADD", i, "a" .. i)
+        local sent, seen = it.process:expect("^change a" .. i .. " (%d+) (%d+)")
+        it.list[i] = seen - sent
+      end
+      it.process:stop()
+    end
+  end
+  for _, it in ipairs(others) do
+    if it.who ~= lunacos then
+      it.process:expect("^added 1", 60)
+      process.sleep(1)
+      run.server:publish("ADD", 1, "late")
+      local sent, seen = it.process:expect("^change late (%d+) (%d+)", 60)
+      it.list[1] = seen - sent
+      it.process:stop()
+    end
+    values[it.who.name] = median(it.list)
+  end
+  values.curl = run.latency_limit
+  row(run, "a key added while a poll is held, changed 1 s later", ns, values, "≤ 5 ms", values.lunacos <= 5e6)
+end
+
+-- ---- a thousand at once ------------------------------------------------------------------------------------------------------
+
+function figures.cold_start(run)
+  local times, first = {}, {}
+  run.server:publish_all("COLD", 1000, "init")
+  local function note(name, list, value)
+    list[name] = list[name] or {}
+    list[name][#list[name] + 1] = value
+  end
+  for round = 1, run.rounds do
+    local p = limit.start("once", run.server, "COLD", "1000", "16")
+    note("curl", times, p:expect("^ready (%d+)") - p.started)
+    p:stop()
+    for _, who in ipairs(run.contestants) do
+      if who == lunacos or round <= 2 then
+        p = who.start("watch", run.server, "COLD", "1000")
+        note(who.name, times, p:expect("^ready (%d+)", 60) - p.started)
+        run.server:publish("COLD", math.random(0, 999), "n" .. round)
+        local sent, seen = p:expect("^change n" .. round .. " (%d+) (%d+)", 60)
+        note(who.name, first, seen - sent)
+        p:stop()
+        process.sleep(0.05)
+      end
+    end
+  end
+  local values = {}
+  for name, list in pairs(times) do
+    values[name] = median(list)
+  end
+  row(run, "start of the process → 1,000 items cached and watched", ns, values, "≤ 70 ms", values.lunacos <= 70e6)
+  values = { curl = run.latency_limit }
+  for name, list in pairs(first) do
+    values[name] = median(list)
+  end
+  row(run, "… and the first change after that → callback", ns, values, "≤ 5 ms", values.lunacos <= 5e6)
+end
+
+---All change while the contestant is stopped; the time counts from the moment when it may go on.
+local function all_at_once(run, p, group, keys, tag)
+  p:signal("sigstop")
+  run.server:publish_all(group, keys, tag)
+  process.sleep(0.02)
+  local began = uv.hrtime()
+  p:signal("sigcont")
+  return p:expect("^all " .. tag .. " (%d+)", 90) - began
+end
+
+function figures.burst(run)
+  local values = {}
+  run.server:publish_all("BURST", 1000, "init")
+  local reader = limit.start("read", run.server, "BURST", "1000", "16")
+  local runners = {}
+  for _, who in ipairs(run.contestants) do
+    local p = who.start("watch", run.server, "BURST", "1000")
+    p:expect("^ready", 60)
+    runners[#runners + 1] = { who = who, process = p, list = {} }
+  end
+  if run.peers then
+    process.sleep(32) -- until their first poll is over
+  end
+  local list = {}
+  for round = 1, run.rounds do
+    reader:send("1000")
+    list[round] = tonumber((reader:expect("^done (%d+)")))
+    for _, it in ipairs(runners) do
+      if it.who == lunacos or round <= 2 then
+        it.list[#it.list + 1] = all_at_once(run, it.process, "BURST", 1000, ("all%d%s"):format(round, it.who.name:sub(1, 1)))
+        for _, other in ipairs(runners) do
+          if other ~= it then
+            other.process:try("^never", 0.4)
+          end
+        end
+      end
+    end
+  end
+  values.curl = median(list)
+  for _, it in ipairs(runners) do
+    values[it.who.name] = median(it.list)
+    it.process:stop()
+  end
+  reader:stop()
+  row(run, "1,000 items changed at once → last callback", ns, values, "≤ 60 ms", values.lunacos <= 60e6)
+end
+
+-- ---- reads -------------------------------------------------------------------------------------------------------------------
+
+function figures.reads(run)
+  run.server:publish_all("READ", 100, "init")
+  for _, ways in ipairs { 1, 64 } do
+    local all, values, cpu = {}, {}, {}
+    for _, who in ipairs { limit, table.unpack(run.contestants) } do
+      local it = { who = who, process = who.start("read", run.server, "READ", "100", tostring(ways)), walls = {}, cpus = {} }
+      it.reads = (who == limit or who == lunacos) and 2000 * (ways > 1 and 2 or 1) or 300
+      it.process:send("200") -- warm: connections, snapshots
+      it.process:expect("^done", 30)
+      all[#all + 1] = it
+    end
+    process.sleep(0.3) -- snapshots are written after a moment
+    for _ = 1, run.rounds do
+      for _, it in ipairs(all) do
+        it.process:send(tostring(it.reads))
+        local wall, used = it.process:expect("^done (%d+) (%d+)", 60)
+        it.walls[#it.walls + 1] = it.reads / wall * 1e9
+        it.cpus[#it.cpus + 1] = used / it.reads
+      end
+    end
+    for _, it in ipairs(all) do
+      values[it.who.name] = median(it.walls)
+      cpu[it.who.name] = quantile(it.cpus, 0)
+      it.process:stop()
+    end
+    row(run, ("get_config, %s, snapshots on"):format(ways == 1 and "one after the other" or ways .. " at a time"), per_second, values,
+      "≥ 0.9 × limit", values.lunacos >= 0.9 * values.curl)
+    row(run, "… CPU for each", ns, cpu)
+  end
+end
+
+-- ---- bytes -------------------------------------------------------------------------------------------------------------------
+
+function figures.bytes(run)
+  local values, changes = {}, run.rounds * 6
+  local function measure(who, keys)
+    local s = contest.server(true)
+    s:publish_all("BYTES", keys, "init")
+    local p = who == limit and who.start("watch", s, "BYTES", "0") or who.start("watch", s, "BYTES", tostring(keys))
+    p:expect("^ready", 60)
+    local place = { server = s }
+    local w = { who = who, keys = keys, group = "BYTES", process = p }
+    for i = 1, 2 do
+      one_change(place, w, "w" .. i, 60)
+      process.sleep(0.3)
+    end
+    local function publish_only()
+      s:count()
+      s:publish("OTHER", 0, "x")
+      s.publisher:expect("^done")
+      return (s:counted())
+    end
+    publish_only()
+    local own = publish_only() -- the publish and the questions
+    s:count()
+    local n = who == lunacos and changes or 10
+    for i = 1, n do
+      one_change(place, w, "c" .. i, 30)
+      process.sleep(who.settle(keys) + 0.02)
+    end
+    local sum = s:counted()
+    p:stop()
+    s:stop()
+    return sum / n - own
+  end
+  values.curl = measure(limit, 1)
+  for _, who in ipairs(run.contestants) do
+    values[who.name] = measure(who, 3000)
+  end
+  row(run, "bytes sent for a change, 3,000 watches", bytes, values, "≤ 6.2 kB", values.lunacos <= 6200)
+end
+
+-- ---- idle --------------------------------------------------------------------------------------------------------------------
+
+function figures.step(run)
+  run.server:publish_all("READ", 100, "init")
+  local p = lunacos.start("step", run.server, "READ", "100")
+  local empty, step = p:expect("^done ([%d.]+) ([%d.]+)", 30)
+  p:stop()
+  row(run, "idle step(0); the limit is a call of an empty Lua function", ns, { lunacos = tonumber(step), curl = tonumber(empty) })
+end
+
+---Idle with a server and without one, at the same time: a watcher for each, and its own server that counts.
+function figures.idle(run)
+  local window, minute = run.window, 60 / run.window
+  local all = {}
+  for _, who in ipairs { limit, table.unpack(run.contestants) } do
+    local it = { who = who, server = contest.server(true) }
+    it.server:publish_all("IDLE", 1000, "init")
+    it.process = who.start("watch", it.server, "IDLE", who == limit and "0" or "1000")
+    it.process:expect("^ready", 60)
+    all[#all + 1] = it
+  end
+  process.sleep(run.peers and 32 or 1)
+  for _, it in ipairs(all) do
+    it.server:count()
+    it.before = it.process:usage()
+  end
+  process.sleep(window)
+  local wakeups, requests, cpu = {}, {}, {}
+  for _, it in ipairs(all) do
+    local after = it.process:usage()
+    local _, n = it.server:counted()
+    wakeups[it.who.name] = (after.wakeups - it.before.wakeups) * minute
+    cpu[it.who.name] = (after.cpu - it.before.cpu) * minute
+    requests[it.who.name] = n * minute
+  end
+  row(run, "idle, 1,000 watches (limit: 1), a minute: wake-ups", count, wakeups)
+  row(run, "… requests", count, requests)
+  row(run, "… CPU", ns, cpu, "≤ 7 ms", cpu.lunacos <= 7e6)
+
+  wakeups, requests, cpu = {}, {}, {}
+  for _, it in ipairs(all) do
+    it.server:stop()
+    if it.who ~= limit then
+      process.sleep(2)
+      local refused = process.refused()
+      local before = it.process:usage()
+      process.sleep(run.down_window)
+      local after = it.process:usage()
+      local scale = 60 / run.down_window
+      wakeups[it.who.name] = (after.wakeups - before.wakeups) * scale
+      cpu[it.who.name] = (after.cpu - before.cpu) * scale
+      requests[it.who.name] = (process.refused() - refused) * scale
+    end
+    it.process:stop()
+  end
+  row(run, "server down, 1,000 watches, a minute: wake-ups", count, wakeups)
+  row(run, "… attempts to connect", count, requests)
+  row(run, "… CPU", ns, cpu, "≤ 300 ms", cpu.lunacos <= 300e6)
+end
+
+-- ---- templates ---------------------------------------------------------------------------------------------------------------
+
+function figures.templates(run)
+  run.server:publish_all("FILE", 1, "init")
+  local plain = { who = limit, keys = 1, group = "FILE", list = {} }
+  plain.process = limit.start("watch", run.server, "FILE", "0", contest.folder() .. "/file")
+  local all = { plain }
+  for _, keys in ipairs { 1, 100, 1000 } do
+    local group = "T" .. keys
+    run.server:publish_all(group, keys, "init")
+    all[#all + 1] = { who = lunacos, keys = keys, group = group, list = {},
+      process = lunacos.start("render", run.server, group, tostring(keys), contest.folder()) }
+  end
+  for _, w in ipairs(all) do
+    w.process:expect("^ready", 60)
+  end
+  process.sleep(0.5)
+  for i = 1, run.rounds * 6 do
+    for _, w in ipairs(all) do
+      w.list[i] = one_change(run, w, "r" .. i, 30)
+      process.sleep(0.02)
+    end
+  end
+  local floor = median(plain.list)
+  for _, w in ipairs(all) do
+    if w ~= plain then
+      row(run, ("publish → file rendered, %d template%s"):format(w.keys, w.keys == 1 and "" or "s"), ns,
+        { lunacos = median(w.list), curl = floor }, "≤ 1.3 × limit", median(w.list) <= 1.3 * floor)
+    end
+  end
+  local many = all[4]
+  local bursts = {}
+  for i = 1, math.min(3, run.rounds) do
+    bursts[i] = all_at_once(run, many.process, many.group, many.keys, "all" .. i)
+    process.sleep(0.2)
+  end
+  row(run, "1,000 items changed at once → 1,000 files rendered", ns, { lunacos = median(bursts) })
+  for _, w in ipairs(all) do
+    w.process:stop()
+  end
+end
+
+figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "idle" }
+
+return figures
