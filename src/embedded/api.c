@@ -42,12 +42,6 @@ void wrong_method(struct request *r)
     reply_caused(&r->reply, 500, message, true);
 }
 
-void api_answer(struct request *r)
-{
-    reply_header(&r->reply, "Content-Security-Policy", "script-src 'self'");
-    request_answer(r);
-}
-
 static bool is_get(const struct request *r)
 {
     return strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0;
@@ -60,54 +54,102 @@ static bool is(const char *path, const char *wanted)
     return strncmp(path, wanted, n) == 0 && (path[n] == '\0' || strcmp(path + n, "/") == 0);
 }
 
-/** NULL: may pass. Otherwise the message of the 403. */
-static const char *refusal(struct request *r)
+static const char *bearer(struct request *r)
+{
+    const char *value = request_header(r, "Authorization");
+    return value && strncmp(value, "Bearer ", 7) == 0 && !text_blank(value + 7) ? value + 7 : NULL;
+}
+
+/** A parameter, or else a header of this name. */
+static const char *param_or_header(struct request *r, const char *name)
+{
+    const char *value = param(r, name);
+    return text_blank(value) ? request_header(r, name) : value;
+}
+
+static void unknown_user(const char *username, const char *before, char message[300])
+{
+    snprintf(message, 300, "%sUser %.200s not found", before, username);
+}
+
+/** True: the request may pass. Otherwise it is answered. */
+static bool allowed(struct request *r)
 {
     const struct access *a = &r->service->auth;
     if (!access_enabled(a))
-        return NULL;
-    const char *token = request_header(r, "Authorization");
-    token = token && strncmp(token, "Bearer ", 7) == 0 ? token + 7 : NULL;
-    if (text_blank(token))
-        token = request_header(r, "accessToken");
-    if (text_blank(token))
-        token = param(r, "accessToken");
-    if (!text_blank(token))
-        return access_refusal(a, token);
-    return access_password_ok(a, param(r, "username"), param(r, "password")) ? NULL : "user not found!";
+        return true;
+    const char *token = bearer(r);
+    if (!token)
+        token = param_or_header(r, "accessToken");
+    const char *username = param_or_header(r, "username"), *password = param_or_header(r, "password"), *why = "user not found!";
+    if (!text_blank(token)) {
+        why = access_refusal(a, token);
+    } else if (!text_blank(username) && !text_blank(password)) {
+        if (strcmp(username, a->username) != 0) {
+            char message[300];
+            unknown_user(username, "Server failed, ", message);
+            error_page(r, 500, message);
+            return false;
+        }
+        why = access_password_ok(a, username, password) ? NULL : why;
+    }
+    if (why)
+        error_page(r, 403, why);
+    return !why;
 }
 
-static void login(struct request *r)
+static void logged_in(struct request *r, const char *token, const char *username)
+{
+    reply_json(&r->reply, 200, TYPE_JSON,
+               json_pack("{s:s, s:I, s:b, s:s}", "accessToken", token, "tokenTtl", (json_int_t)r->service->auth.ttl, "globalAdmin",
+                         1, "username", username));
+}
+
+/** With a user: a good token, or the user's name and password, give a token. */
+static void login_checked(struct request *r, const char *username, const char *password)
 {
     struct access *a = &r->service->auth;
-    if (!need_param(r, "username", "String") || !need_param(r, "password", "String"))
-        return;
-    const char *username = param(r, "username"), *password = param(r, "password");
-    char *token = NULL;
-    if (text_blank(username) || text_blank(password)) {
-        reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
-    } else if (!access_enabled(a)) {
-        /* Nobody checks tokens here: as servers without auth, give anybody a dummy. */
-        reply_json(&r->reply, 200, TYPE_JSON,
-                   json_pack("{s:s, s:I, s:b, s:s}", "accessToken", "AUTH_DISABLED", "tokenTtl", (json_int_t)a->ttl, "globalAdmin",
-                             1, "username", username));
+    const char *given = bearer(r), *why = NULL;
+    if (!given && !text_blank(param(r, "accessToken")))
+        given = param(r, "accessToken");
+    if (given) {
+        why = access_refusal(a, given);
+    } else if (text_blank(username) || text_blank(password)) {
+        why = "user not found!";
     } else if (strcmp(username, a->username) != 0) {
-        char message[256];
-        snprintf(message, sizeof message, "User %.200s not found", username);
+        char message[300];
+        unknown_user(username, "", message);
         reply_caused(&r->reply, 500, message, true);
+        return;
     } else if (!access_password_ok(a, username, password)) {
-        reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
-    } else if ((token = access_token(a))) {
-        reply_json(&r->reply, 200, TYPE_JSON,
-                   json_pack("{s:s, s:I, s:b, s:s}", "accessToken", token, "tokenTtl", (json_int_t)a->ttl, "globalAdmin", 1,
-                             "username", username));
-        char bearer[2048];
-        snprintf(bearer, sizeof bearer, "Bearer %s", token);
-        reply_header(&r->reply, "Authorization", bearer);
+        why = "user not found!";
+    }
+    if (why) {
+        reply_text(&r->reply, 403, TYPE_TEXT, why);
+        return;
+    }
+    char *token = given ? strdup(given) : access_token(a), header[ACCESS_TOKEN_MAX + 16];
+    if (token) {
+        logged_in(r, token, a->username);
+        snprintf(header, sizeof header, "Bearer %s", token);
+        reply_header(&r->reply, "Authorization", header);
     } else {
         error_page(r, 500, "out of memory");
     }
     free(token);
+}
+
+static void login(struct request *r)
+{
+    if (!need_param(r, "username", "String") || !need_param(r, "password", "String"))
+        return;
+    const char *username = param(r, "username"), *password = param(r, "password");
+    if (access_enabled(&r->service->auth))
+        login_checked(r, username, password);
+    else if (text_blank(username) || text_blank(password))
+        reply_text(&r->reply, 403, TYPE_TEXT, "user not found!");
+    else /* nobody checks tokens here: anybody gets a dummy, as from servers without a signing key */
+        logged_in(r, "AUTH_DISABLED", username);
 }
 
 static void state(struct request *r)
@@ -171,13 +213,12 @@ static const struct route {
 /** Answers a request to the configurations, if it may be asked. */
 static void configs(struct request *r, const char *below)
 {
-    const char *why = refusal(r);
-    if (why) {
-        error_page(r, 403, why);
-        api_answer(r);
-    } else {
-        config_handle(r, below);
-    }
+    bool get = is_get(r), post = strcmp(r->method, "POST") == 0, delete = strcmp(r->method, "DELETE") == 0;
+    if (!get && !post && !(delete &&!*below))
+        wrong_method(r);
+    else if (allowed(r) && !config_handle(r, below))
+        return;
+    request_answer(r);
 }
 
 static void small(struct request *r, const char *path)
@@ -224,5 +265,5 @@ void api_handle(struct request *r)
     } else {
         small(r, path);
     }
-    api_answer(r);
+    request_answer(r);
 }

@@ -12,8 +12,6 @@
 #include "embedded/form.h"
 #include "engine/buf.h"
 
-enum { TOKEN_MAX = 4096 };
-
 bool access_init(struct access *a, const char *username, const char *password, long ttl)
 {
     *a = (struct access){.username = username, .password = password ? password : "", .ttl = ttl};
@@ -87,7 +85,7 @@ char *access_token(struct access *a)
     char *text = claims ? json_dumps(claims, JSON_COMPACT) : NULL;
     json_decref(claims);
     struct buf b;
-    buf_init(&b, TOKEN_MAX);
+    buf_init(&b, ACCESS_TOKEN_MAX);
     append_base64url(&b, JWT_HEADER, sizeof JWT_HEADER - 1);
     buf_puts(&b, ".");
     append_base64url(&b, text ? text : "", text ? strlen(text) : 0);
@@ -106,10 +104,17 @@ const char *access_refusal(const struct access *a, const char *token)
     if (text_blank(token))
         return "user not found!";
     const char *dot = strchr(token, '.'), *dot2 = dot ? strchr(dot + 1, '.') : NULL;
-    if (!dot2 || strchr(dot2 + 1, '.') || strlen(token) > TOKEN_MAX)
+    if (!dot2 || strchr(dot2 + 1, '.') || strlen(token) > ACCESS_TOKEN_MAX)
         return "token invalid!";
+    struct buf header;
+    buf_init(&header, sizeof JWT_HEADER * 2);
+    append_base64url(&header, JWT_HEADER, sizeof JWT_HEADER - 1);
+    bool ours = !header.failed && header.len == (size_t)(dot - token) && memcmp(header.data, token, header.len) == 0;
+    buf_free(&header);
+    if (!ours)
+        return "unsupported signature algorithm";
     struct buf signed_text;
-    buf_init(&signed_text, TOKEN_MAX * 2);
+    buf_init(&signed_text, ACCESS_TOKEN_MAX * 2);
     buf_append(&signed_text, token, (size_t)(dot2 - token));
     sign(a, &signed_text);
     bool genuine = !signed_text.failed && strcmp(signed_text.data, token) == 0;

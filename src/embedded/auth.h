@@ -7,6 +7,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum { ACCESS_TOKEN_MAX = 4096 }; /* bytes */
+
 struct access {
     const char *username, *password; /* username NULL: open to everybody */
     long ttl;                        /* seconds */

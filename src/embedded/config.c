@@ -320,7 +320,7 @@ void config_poll_ended(void *arg, struct poll *p, const struct item *item)
         poll_append_key(&keys, item);
         answer_keys(&r->reply, &keys);
     }
-    api_answer(r);
+    request_answer(r);
 }
 
 /** A client's version as one number, as the real server reckons: 2.0.4 is 204. */
@@ -415,7 +415,11 @@ static bool listen_for(struct request *r)
         caused(r, 400, "invalid probeModify");
         break;
     case POLL_BROKEN:
-        error_page(r, 500, "invalid probeModify");
+        /* thrown from different depths of the real server */
+        if (access_enabled(&r->service->auth))
+            error_page(r, 400, "caused: invalid probeModify;");
+        else
+            error_page(r, 500, "invalid probeModify");
         break;
     case POLL_ILLEGAL:
         reply_text(&r->reply, 400, TYPE_JSON_UTF8, why);
@@ -440,26 +444,16 @@ static void listeners(struct request *r)
     reply_json(&r->reply, 200, TYPE_JSON_UTF8, json_pack("{s:i, s:o}", "collectStatus", 200, "lisentersGroupkeyStatus", list));
 }
 
-void config_handle(struct request *r, const char *path)
+bool config_handle(struct request *r, const char *path)
 {
-    bool get = strcmp(r->method, "GET") == 0 || strcmp(r->method, "HEAD") == 0, post = strcmp(r->method, "POST") == 0;
-    if (*path && get) {
+    bool post = strcmp(r->method, "POST") == 0, delete = strcmp(r->method, "DELETE") == 0;
+    if (*path && post)
+        return !listen_for(r);
+    if (*path)
         listeners(r);
-    } else if (*path) {
-        if (!post)
-            wrong_method(r);
-        else if (listen_for(r))
-            return;
-    } else if (get) {
+    else if (!post && !delete)
         read_any(r);
-    } else if (post) {
-        if (ids_legal(r, true))
-            publish(r);
-    } else if (strcmp(r->method, "DELETE") == 0) {
-        if (ids_legal(r, true))
-            remove_one(r);
-    } else {
-        wrong_method(r);
-    }
-    api_answer(r);
+    else if (ids_legal(r, true))
+        (post ? publish : remove_one)(r);
+    return true;
 }

@@ -65,8 +65,9 @@ void request_answer(struct request *r);
 void api_handle(struct request *r);
 /** The requests under /__lunacos/. */
 void control_handle(struct request *r);
-/** config: /v1/cs/configs and below. `path` is what follows that, "" or "/listener". */
-void config_handle(struct request *r, const char *path);
+/** config: /v1/cs/configs and below. `path` is what follows that, "" or "/listener"; the method is GET, HEAD, POST, or DELETE of
+ * "". True: `r->reply` is complete. False: a poll is parked, config_poll_ended() answers. */
+bool config_handle(struct request *r, const char *path);
 /** For polls.ended: the answer to a poll that was parked. */
 void config_poll_ended(void *arg, struct poll *p, const struct item *item);
 
@@ -78,7 +79,5 @@ bool need_param(struct request *r, const char *name, const char *type);
 void wrong_method(struct request *r);
 /** An error page; its JSON type is that of the real server on this path. */
 void error_page(struct request *r, int status, const char *message);
-/** request_answer(), with what the real server adds to every answer. */
-void api_answer(struct request *r);
 
 #endif

@@ -10,9 +10,10 @@
 #define FETCH_MS 5000         /* a read for a watch */
 #define CHANGES_PER_SECOND 20 /* of one item, before it has to rest */
 #define REST_MAX_MS 30000
-#define LEARN_MS 3000    /* how often an unknown item looks whether a server is back */
-#define SNAP_DELAY_MS 50 /* so that callbacks come first */
-#define SNAP_SLICE_MS 4  /* of the loop's time in one turn */
+#define LEARN_MS 3000         /* how often an unknown item looks whether a server is back */
+#define SNAP_DELAY_MS 50      /* so that callbacks come first */
+#define SNAP_PATIENCE_MS 1000 /* most that reads under way may put them off */
+#define SNAP_SLICE_MS 4       /* of the loop's time in one turn */
 #define SNAPS_MAX 20000
 
 static int64_t back_off(int64_t first, int n)
@@ -87,9 +88,12 @@ static void write_snaps(struct nacos_client *c, int64_t budget_ms)
 static void snap_slice(void *arg)
 {
     struct nacos_client *c = arg;
-    write_snaps(c, SNAP_SLICE_MS);
-    if (c->config.dirty)
-        timer_set(&c->engine->timers, &c->config.snap_timer, 1, snap_slice, c);
+    struct config *f = &c->config;
+    bool busy = f->fetching > 0 && now_ms() - f->dirty_since < SNAP_PATIENCE_MS;
+    if (!busy)
+        write_snaps(c, SNAP_SLICE_MS);
+    if (f->dirty)
+        timer_set(&c->engine->timers, &f->snap_timer, busy ? SNAP_DELAY_MS : 1, snap_slice, c);
 }
 
 static void snap_note(struct nacos_client *c, const struct key *k, struct value *v)
@@ -101,8 +105,10 @@ static void snap_note(struct nacos_client *c, const struct key *k, struct value 
     if (s->pending) {
         value_unref(s->pending);
     } else {
-        if (!f->dirty)
+        if (!f->dirty) {
             f->dirty_end = &f->dirty;
+            f->dirty_since = now_ms();
+        }
         s->dirty_next = NULL;
         *f->dirty_end = s;
         f->dirty_end = &s->dirty_next;

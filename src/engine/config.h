@@ -51,6 +51,7 @@ struct config {
     struct snap *snaps; /* what the snapshot files hold, by name */
     struct snap *dirty; /* those to be written, oldest first */
     struct snap **dirty_end;
+    int64_t dirty_since;
     struct timer snap_timer;
     struct timer failover_timer;
     struct timespec failover_mtime; /* of the folder, when last looked at */

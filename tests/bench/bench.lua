@@ -92,3 +92,4 @@ end
 print_table()
 print()
 print("`" .. command .. "` on " .. machine() .. ".")
+os.exit(true) -- without closing the state: luv does not survive handles of processes that were killed

@@ -40,18 +40,28 @@ Server.__index = Server
 function contest.server(counts)
   local p = process.start({ build .. "/lunacos", "server", "--port", "0", counts and "--faults" or nil }, { cwd = folder() })
   local url, address = p:expect("(http://([%d.]+:%d+)/%S+)", 10)
-  local self = setmetatable({ process = p, url = url, address = address }, Server)
+  local self = setmetatable({ process = p, url = url, address = address, pending = 0 }, Server)
   self.publisher = process.start({ build .. "/bench_limit", "publish", url })
   return self
 end
 
 function Server:publish(group, index, tag)
   self.publisher:send(("one %s %d %s"):format(group, index, tag))
+  self.pending = self.pending + 1
+end
+
+---Wait until what was published is answered.
+function Server:published()
+  while self.pending > 0 do
+    self.publisher:expect("^done", 60)
+    self.pending = self.pending - 1
+  end
 end
 
 function Server:publish_all(group, count, tag)
   self.publisher:send(("all %s %d %s"):format(group, count, tag))
-  self.publisher:expect("^done", 60)
+  self.pending = self.pending + 1
+  self:published()
 end
 
 local function ask(self, method, what)

@@ -42,7 +42,7 @@ function process.start(args, opts)
   for name, value in pairs(opts.env or {}) do
     env[#env + 1] = name .. "=" .. value
   end
-  local self = setmetatable({ lines = {}, first = 1, name = args[1], stdin = uv.new_pipe(), stdout = uv.new_pipe() }, Process)
+  local self = setmetatable({ lines = {}, first = 1, last = 0, name = args[1], stdin = uv.new_pipe(), stdout = uv.new_pipe() }, Process)
   self.started = uv.hrtime()
   local words = table.pack(table.unpack(args, 2))
   self.handle, self.pid = uv.spawn(args[1], {
@@ -60,7 +60,8 @@ function process.start(args, opts)
   self.stdout:read_start(function(_, chunk)
     if chunk then
       rest = (rest .. chunk):gsub("([^\n]*)\n", function(line)
-        self.lines[#self.lines + 1] = line
+        self.last = self.last + 1
+        self.lines[self.last] = line
         return ""
       end)
     end
@@ -72,7 +73,7 @@ end
 function Process:try(pattern, seconds)
   local found
   process.wait(function()
-    while self.lines[self.first] do
+    while self.first <= self.last do
       local line = self.lines[self.first]
       self.lines[self.first] = nil
       self.first = self.first + 1

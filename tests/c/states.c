@@ -23,7 +23,7 @@ static void *run(void *arg)
     struct run *r = arg;
     lua_State *L = luaL_newstate();
     if (!L)
-        return NULL;
+        exit(2);
     luaL_openlibs(L);
     lua_newtable(L);
     for (int i = 0; i < r->argc; i++) {

@@ -1,0 +1,251 @@
+--- A server that is killed and comes back under 100 watches, and everything about users and tokens.
+-- luacheck: std lua54+busted
+
+local nacos = require "nacos"
+local support = require "support"
+local target = require "conformance.target"
+
+local COUNT = 100
+
+---What the server says now, by the client's own read; nil when it does not exist.
+local function read(client, data_id, group)
+  local content, err = client:get_config(data_id, group, 30, true)
+  assert(content or err.code == "not_found", tostring(err))
+  return content
+end
+
+describe("an outage of " .. target.name, function()
+  after_each(target.close_all)
+  teardown(target.stop)
+
+  it("leaves the known values, and ends with everything reconciled", function()
+    local group = target.group()
+    local errors = {}
+    local client = target.client { on_error = function(_, about) errors[#errors + 1] = about.data_id end }
+    local publisher = target.client { no_snapshot = true }
+    for i = 1, COUNT do
+      assert(publisher:publish_config("key-" .. i, group, "old " .. i, { type = "text" }))
+    end
+    local seen = {}
+    for i = 1, COUNT do
+      seen[i] = target.watch(client, "key-" .. i, group)
+    end
+    for i = 1, COUNT do
+      target.arrives(seen[i], "old " .. i)
+    end
+    assert.are.equal("old 7", (client:get_config("key-7", group)))
+
+    target.kill9()
+    -- what was known stays known, and says where it comes from
+    local content, source = client:get_config("key-7", group, 3)
+    assert.are.equal("old 7", content)
+    assert.are.equal("snapshot", source)
+    assert.are.equal("old 9", client:peek("key-9", group).content)
+    local value, err = client:get_config("key-7", group, 3, true)
+    assert.is_nil(value)
+    assert.are.equal("unavailable", err.code)
+    local ok
+    ok, err = publisher:publish_config("key-7", group, "lost", { type = "text", timeout = 3 })
+    assert.is_nil(ok)
+    assert.are.equal("unavailable", err.code)
+
+    local process = target.restart()
+    if process then -- it takes seconds: the watches go on trying meanwhile
+      support.eventually(function()
+        return process:ended()
+      end, 120)
+    end
+    target.back(process)
+
+    -- others may have changed anything by then
+    for i = 1, COUNT do
+      if i <= 50 then
+        assert(publisher:publish_config("key-" .. i, group, "new " .. i, { type = "text" }))
+      elseif i <= 60 then
+        assert(publisher:remove_config("key-" .. i, group))
+      end
+    end
+    for i = 1, 50 do
+      target.arrives(seen[i], "new " .. i, 40)
+    end
+    for i = 51, 60 do
+      target.arrives(seen[i], nil, 10)
+    end
+    local wrong = {}
+    for i = 61, COUNT do
+      local now = read(publisher, "key-" .. i, group) -- the embedded server forgets everything, a real one nothing
+      assert.are.equal(target.real and "old " .. i or nil, now)
+      if not pcall(target.arrives, seen[i], now, 10) then
+        wrong[#wrong + 1] = i
+      end
+    end
+    assert.are.same({}, wrong)
+    for i = 1, COUNT do
+      assert.is_true(#seen[i] <= 3, "no flood of changes: key " .. i .. " had " .. #seen[i])
+    end
+    -- and changes are told as quickly as before
+    assert(publisher:publish_config("key-70", group, "after all", { type = "text" }))
+    target.arrives(seen[70], "after all", 2)
+    assert.is_true(#errors <= COUNT, "told at most once for each watch: " .. #errors)
+  end)
+end)
+
+if target.auth then
+  describe("tokens of " .. target.name, function()
+    after_each(target.close_all)
+
+    it("expire every 3 s without anybody noticing", function()
+      local group = target.group()
+      local errors = {}
+      local client = target.client { on_error = function(err) errors[#errors + 1] = tostring(err) end }
+      local seen = target.watch(client, "w", group)
+      local done, logins = 0, nil
+      nacos.run(function()
+        for caller = 1, 4 do
+          nacos.spawn(function()
+            for i = 1, 30 do
+              local content = caller .. "/" .. i
+              local ok, err = client:publish_config("t" .. caller, group, content, { type = "text" })
+              if not ok then
+                errors[#errors + 1] = tostring(err)
+              end
+              local value, why = client:get_config("t" .. caller, group, 10, true)
+              if not value and why.code ~= "not_found" then
+                errors[#errors + 1] = tostring(why)
+              end
+              nacos.sleep(0.25)
+            end
+            done = done + 1
+            if done == 4 then
+              nacos.stop()
+            end
+          end)
+        end
+      end)
+      logins = client:status().logins
+      assert.are.same({}, errors)
+      assert.is_true(logins >= 3, "logins in 7.5 s: " .. logins)
+      assert.is_true(logins <= 12, "one login for all that wait: " .. logins)
+      assert(client:publish_config("w", group, "still told"))
+      target.arrives(seen, "still told", 2)
+      assert.are.same({}, errors)
+    end)
+
+    it("are fetched again after an idle time in which they expired", function()
+      local group = target.group()
+      local client = target.client()
+      assert(client:publish_config("a", group, "x", { wait = true }))
+      nacos.sleep(4)
+      assert.are.equal("x", (client:get_config("a", group)))
+    end)
+  end)
+
+  describe("users of " .. target.name, function()
+    after_each(target.close_all)
+
+    local function forbidden(client)
+      local content, err = client:get_config("secret", "G", 12, true)
+      assert.is_nil(content)
+      assert.are.equal("forbidden", err.code)
+      assert.is_nil(tostring(err):find("wrong%-password"), "no secret in a message")
+      local ok
+      ok, err = client:publish_config("secret", "G", "x", { type = "text", timeout = 12 })
+      assert.is_nil(ok)
+      assert.are.equal("forbidden", err.code)
+    end
+
+    it("are refused without a token", function()
+      forbidden(target.client { username = false, password = false })
+    end)
+
+    it("are refused with a wrong password, also when a snapshot is there", function()
+      local group = target.group()
+      local base = support.tmpdir()
+      support.write(base .. "/secret+G+", "an old value")
+      forbidden(target.client { password = "wrong-password", snapshot_base = base })
+      local content, err = target.client { password = "wrong-password", snapshot_base = base }:get_config("secret", "G", 12)
+      assert.is_nil(content)
+      assert.are.equal("forbidden", err.code)
+      assert.is_nil(target.content("secret", group))
+    end)
+
+    it("are refused when they do not exist", function()
+      forbidden(target.client { username = "nobody-at-all" })
+    end)
+
+    it("may have their password in a file that changes", function()
+      local file = support.tmpdir() .. "/password"
+      support.write(file, "wrong-password\n")
+      local client = target.client { password = false, password_file = file }
+      forbidden(client)
+      support.write(file, "nacos\n")
+      support.eventually(function()
+        return client:get_config("x", "G", 5, true) or select(2, client:get_config("x", "G", 5, true)).code == "not_found"
+      end, 40)
+    end)
+  end)
+end
+
+if target.auth and target.real then
+  describe("a user of " .. target.name .. " with rights to one namespace", function()
+    local v3 = target.version == "3.1.0"
+    local paths = v3 and { "/v3/auth/user", "/v3/auth/role", "/v3/auth/permission" }
+      or { "/v1/auth/users", "/v1/auth/roles", "/v1/auth/permissions" }
+
+    local function made(path, params)
+      local status, body = target.request("POST", path, params)
+      assert(status == 200, path .. ": " .. status .. " " .. body)
+    end
+
+    setup(function()
+      made(paths[1], { username = "limited", password = "limited-password" })
+      made(paths[2], { username = "limited", role = "limited-role" })
+      made(paths[3], { role = "limited-role", resource = "ns-limited:*:*", action = "rw" })
+      -- the server loads users, roles and rights every now and then
+      support.eventually(function()
+        local status, token = target.login("limited", "limited-password")
+        if status ~= 200 then
+          return false, status .. " " .. token
+        end
+        status = target.raw("GET", "/v1/cs/configs", { dataId = "x", group = "G", tenant = "ns-limited" }, { accessToken = token })
+        return status ~= 403, "no right yet"
+      end, 40)
+    end)
+    after_each(target.close_all)
+
+    it("reads, writes and watches there", function()
+      local group = target.group()
+      local client = target.client { namespace = "ns-limited", username = "limited", password = "limited-password" }
+      local seen = target.watch(client, "mine", group)
+      assert(client:publish_config("mine", group, "x", { wait = true }))
+      target.arrives(seen, "x", 2)
+      nacos.step(0.5)
+      assert(client:publish_config("mine", group, "y"))
+      target.arrives(seen, "y", 2)
+      assert.are.equal(1, assert(client:get_configs { group = group }).total)
+    end)
+
+    it("is forbidden elsewhere, and a watch says so", function()
+      local told = {}
+      local client = target.client { username = "limited", password = "limited-password", on_error = function(err, about)
+        told[#told + 1] = { err = err, about = about }
+      end }
+      local content, err = client:get_config("theirs", "G")
+      assert.is_nil(content)
+      assert.are.equal("forbidden", err.code)
+      local ok
+      ok, err = client:publish_config("theirs", "G", "x", { type = "text" })
+      assert.is_nil(ok)
+      assert.are.equal("forbidden", err.code)
+      ok, err = client:remove_config("theirs", "G")
+      assert.is_nil(ok)
+      assert.are.equal("forbidden", err.code)
+      target.watch(client, "theirs", "G")
+      support.eventually(function()
+        return told[1]
+      end, 10)
+      assert.are.equal("forbidden", told[1].err.code)
+      assert.are.equal("theirs", told[1].about.data_id)
+    end)
+  end)
+end
