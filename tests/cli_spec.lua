@@ -458,6 +458,46 @@ describe("lunacos with a user", function()
   end)
 end)
 
+describe("lunacos and https", function()
+  local certificates, guarded, open
+
+  setup(function()
+    certificates = support.tmpdir()
+    local code, _, err = support.run([[
+      openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem
+      for name in server client; do
+        openssl req -newkey rsa:2048 -nodes -subj /CN=nacos.test -addext subjectAltName=DNS:nacos.test -keyout $name.key -out $name.csr
+        openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy -days 2 -out $name.pem || exit
+      done]], { cwd = certificates })
+    assert.equal(0, code, err)
+    local tls = { "--tls-cert", certificates .. "/server.pem", "--tls-key", certificates .. "/server.key" }
+    open = support.start_server(tls)
+    guarded = support.start_server({ "--tls-ca", certificates .. "/ca.pem", table.unpack(tls) })
+  end)
+
+  teardown(function()
+    open:stop()
+    guarded:stop()
+  end)
+
+  it("verifies the server's certificate when told, or when given a CA", function()
+    good({ "set", "x", "-s", open.base, "--log-level", "error" }, { stdin = "x" })
+    assert.matches("certificate", bad(UNAVAILABLE, { "get", "x", "-s", open.base, "--verify" }))
+    assert.matches("certificate", bad(UNAVAILABLE, { "get", "x", "-s", open.base }, { env = { NACOS_VERIFY = "yes" } }))
+    local ca = certificates .. "/ca.pem"
+    bad(UNAVAILABLE, { "get", "x", "-s", open.base, "--ca-file", ca }) -- the certificate is not for 127.0.0.1
+    assert.equal("x", good({ "get", "x", "-s", open.base, "--ca-file", ca, "--server-name", "nacos.test" }))
+    assert.equal("x", good({ "get", "x", "-s", open.base, "--ca-file", ca }, { env = { NACOS_VERIFY = "no" } }))
+    assert.matches("NACOS_VERIFY: yes or no is needed", bad(USAGE, { "get", "x" }, { env = { NACOS_VERIFY = "maybe" } }))
+  end)
+
+  it("shows a certificate of its own", function()
+    bad(UNAVAILABLE, { "get", "x", "-s", guarded.base })
+    bad(NOT_FOUND, { "get", "x", "-s", guarded.base, "--cert-file", certificates .. "/client.pem", "--key-file",
+      certificates .. "/client.key" })
+  end)
+end)
+
 describe("lunacos and snapshots", function()
   it("leaves nothing in the current folder", function()
     local cwd = support.tmpdir()

@@ -404,6 +404,15 @@ describe("the client", function()
       assert.is_nil(support.read(lab.snapshot(client, "unsaved")))
     end)
 
+    it("counts a snapshot that is still to be written", function()
+      put("late", "v")
+      server:faults { { path = "/nacos/v1/cs/configs", delay = 0, times = 1 }, { path = "/nacos/v1/cs/configs", status = 503 } }
+      local client = lab.client(server)
+      assert.equal("server", select(2, client:get_config("late")))
+      local content, source = client:get_config("late")
+      assert.same({ "v", "snapshot" }, { content, source })
+    end)
+
     it("names snapshots as the Python SDK does, so that they can be copied to the failover folder", function()
       put("app.yaml", "v", { tenant = "ns-1", group = "G:1" })
       local client = lab.client(server, { namespace = "ns-1" })

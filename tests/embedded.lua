@@ -143,7 +143,8 @@ function embedded.assert_error_page(result, status, error_text, message, path)
   assert.equal(message, page.message)
   assert.equal(path, page.path)
   assert.matches("^%d%d%d%d%-%d%d%-%d%dT%d%d:%d%d:%d%d%.%d%d%d%+00:00$", page.timestamp)
-  assert.equal("application/json", result.headers["content-type"])
+  local charset = path:find("/v1/cs/", 1, true) and ";charset=UTF-8" or ""
+  assert.equal("application/json" .. charset, result.headers["content-type"])
 end
 
 function embedded.assert_caused(result, status, message)

@@ -64,16 +64,16 @@ describe("the embedded server", function()
       assert.equal(404, read(server, "r2").status)
     end)
 
-    it("takes a publish in the query as well, the query first", function()
+    it("takes a publish in the query as well, and joins what is given twice, the query first", function()
       local query = { dataId = "r3", group = "G", content = "q" }
       assert.equal("true", call(server, { "POST", CONFIGS, query = query, form = "content=f" }).body)
-      assert.equal("q", read(server, "r3").body)
+      assert.equal("q,f", read(server, "r3").body)
     end)
 
-    it("replaces what is not UTF-8 as Java does", function()
-      local bytes = "dataId=r4&group=G&content=a%FFb%E2%82c%ED%A0%80%F0%9F%98%80"
+    it("replaces what is not UTF-8 as Tomcat does", function()
+      local bytes = "dataId=r4&group=G&content=a%FFb%E2%82c%ED%A0%80%E0%80%80%F0%9F%98%80"
       assert.equal("true", call(server, { "POST", CONFIGS, form = bytes }).body)
-      local clean = "a\u{FFFD}b\u{FFFD}c\u{FFFD}\u{FFFD}\u{FFFD}\u{1F600}"
+      local clean = "a\u{FFFD}b\u{FFFD}c\u{FFFD}\u{FFFD}\u{FFFD}\u{FFFD}\u{1F600}"
       local got = read(server, "r4")
       assert.equal(clean, got.body)
       assert.equal(md5(clean), got.headers["content-md5"])
@@ -96,9 +96,10 @@ describe("the embedded server", function()
 
     it("answers HEAD and HTTP/1.0", function()
       publish(server, "r6", "x")
-      local head = call(server, { "GET", CONFIGS, query = { dataId = "r6", group = "G" }, curl = { "-I" } })
+      local head = call(server, { "HEAD", CONFIGS, query = { dataId = "r6", group = "G" }, curl = { "-I" } })
       assert.equal(200, head.status)
       assert.equal(md5("x"), head.headers["content-md5"])
+      assert.equal("1", head.headers["content-length"])
       local old = call(server, { "GET", CONFIGS, query = { dataId = "r6", group = "G" }, curl = { "--http1.0" } })
       assert.equal("x", old.body)
       assert.is_nil(old.headers["transfer-encoding"])

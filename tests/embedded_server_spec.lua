@@ -44,6 +44,7 @@ describe("the embedded server: paths and users", function()
         "/nacos/v3/admin/core/state")
       assert_error_page(call(server, { "GET", "/nacos/v1/ns/nope" }), 501, "Not Implemented", "no such api:GET:/nacos/v1/ns/nope",
         "/nacos/v1/ns/nope")
+      assert.equal(501, call(server, { "POST", "/nacos/v1/ns/operator/metrics" }).status)
       local got = call(server, { "GET", "/elsewhere" })
       assert.equal(404, got.status)
       assert.matches("^text/html", got.headers["content-type"])
@@ -113,13 +114,16 @@ describe("the embedded server: paths and users", function()
       assert_caused(login({ username = "bob", password = "x" }), 500, "User bob not found")
       assert_caused(login({ username = "ann" }), 500, missing("password"))
       assert.equal(500, login(nil, nil, "GET").status)
+      assert.same({ 403, "token invalid!" }, { login({ username = "ann", password = "s3cret &", accessToken = "x" }).status,
+        login({ username = "ann", password = "s3cret &", accessToken = "x" }).body })
     end)
 
     it("takes a token in every place", function()
       local t = token()
       for _, request in ipairs {
         { headers = { accessToken = t } }, { headers = { Authorization = "Bearer " .. t } }, { query = { accessToken = t } },
-        { query = { username = "ann", password = "s3cret &" } },
+        { query = { username = "ann", password = "s3cret &" } }, { headers = { username = "ann", password = "s3cret &" } },
+        { query = { accessToken = t }, headers = { accessToken = "garbage" } }, -- the parameter counts
       } do
         assert.equal(404, get(request).status)
       end
@@ -133,6 +137,8 @@ describe("the embedded server: paths and users", function()
         { "user not found!", {} }, { "user not found!", { headers = { accessToken = " " } } },
         { "user not found!", { query = { username = "ann", password = "wrong" } } },
         { "token invalid!", { headers = { accessToken = "garbage" } } },
+        { "token invalid!", { headers = { accessToken = genuine }, query = { accessToken = "garbage" } } },
+        { "unsupported signature algorithm", { headers = { accessToken = "a.b.c" } } },
         { "Invalid signature", { headers = { accessToken = genuine:gsub("%.[^.]+$", ".AAAA") } } },
         { "Invalid signature", { headers = { Authorization = "Bearer " .. genuine:gsub("%.[%w_-]+%.", ".eyJzdWIiOiJhbm4ifQ.") } } },
       }
@@ -150,6 +156,11 @@ describe("the embedded server: paths and users", function()
         assert_error_page(call(own, request), 403, "Forbidden", "user not found!", CONFIGS)
       end
       assert_error_page(poll(own, line("a", ""), 30000), 403, "Forbidden", "user not found!", LISTENER)
+      assert_error_page(get { query = { username = "bob", password = "x" } }, 500, "Internal Server Error",
+        "Server failed, User bob not found", CONFIGS)
+      assert_caused(call(own, { "PATCH", CONFIGS }), 500, "Request method &#39;PATCH&#39; not supported")
+      assert_error_page(poll(own, "a\1", 30000, { accessToken = genuine }), 400, "Bad Request", "caused: invalid probeModify;",
+        LISTENER)
     end)
 
     it("lets tokens expire", function()

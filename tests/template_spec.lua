@@ -111,6 +111,35 @@ describe("template syntax", function()
     end)
   end
 
+  it("takes any text without raising or hanging", function()
+    local pieces = {
+      "{{", "}}", "{%", "%}", "{#", "#}", "-", " ", "\n", "x", "'", '"', "[[", "]]", "[=[", "--", "--[[", "\\", "{", "}",
+      "default(", ")", ",", "if x then", "end", "for i = 1, 2 do", "1", "=", "local", "return", "..", "\0", "é",
+    }
+    local seed = 1
+    local function random(n)
+      seed = (seed * 1103515245 + 12345) % 2 ^ 31
+      return math.floor(seed / 65536) % n + 1
+    end
+    local compiled = 0
+    for _ = 1, 5000 do
+      local text = {}
+      for i = 1, random(12) do
+        text[i] = pieces[random(#pieces)]
+      end
+      text = table.concat(text)
+      local t, err = template.compile(text, "t.conf")
+      if t then
+        compiled = compiled + 1
+        local out
+        out, err = t:render({ x = 1 })
+        err = out == nil and err or nil
+      end
+      assert(err == nil or tostring(err):find("^t.conf:%d+: "), ("%q: %s"):format(text, tostring(err)))
+    end
+    assert(compiled > 100)
+  end)
+
   it("raises for misuse at the caller's line", function()
     local line = debug.getinfo(1, "l").currentline + 1
     local _, message = pcall(function() template.compile(5) end)

@@ -544,6 +544,7 @@ function run_entry(self, entry)
     while entry.dirty and not entry.removed do
       entry.dirty = false
       local item = entry.item
+      entry.version = item.version
       local ok, err = xpcall(entry.callback, function(err)
         return debug.traceback(tostring(err), 2)
       end, item.change)
@@ -613,7 +614,9 @@ local function add_watcher(self, data_id, group, callback)
   if item.change and item.change.content then
     scheduler.spawn(function() -- not from inside this call
       scheduler.sleep(0)
-      notify(self, entry)
+      if entry.version ~= item.version then -- unless an event was faster
+        notify(self, entry)
+      end
     end)
   end
   return true

@@ -163,10 +163,11 @@ local function expression_problem(tag, chunk_name)
   if not tag.code:find("%S") then
     return "empty expression", tag.first
   end
-  local chunk, message = load_text(("\n"):rep(tag.first - 1) .. "return (" .. tag.code .. ")", chunk_name)
+  local chunk, message = load_text("return (" .. tag.code .. ")", chunk_name)
   if not chunk then
     local line, text = split_message(message)
-    return text:gsub(" near '%)'$", ""):gsub("^'%)' expected near", "unexpected") .. " in " .. tag.source, line
+    text = text:gsub(" near '%)'$", ""):gsub("^'%)' expected near", "unexpected")
+    return text .. " in " .. tag.source, tag.first + (line or 1) - 1
   end
 end
 

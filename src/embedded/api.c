@@ -5,7 +5,7 @@
 
 #include "embedded/request.h"
 
-const char *param(const struct request *r, const char *name)
+const char *request_param(const struct request *r, const char *name)
 {
     return form_get(&r->form, name, NULL);
 }
@@ -16,18 +16,18 @@ static bool below_cs(const struct request *r)
     return strncmp(r->path, context, strlen(context)) == 0 && strncmp(r->path + strlen(context), "/v1/cs/", 7) == 0;
 }
 
-void error_page(struct request *r, int status, const char *message)
+void request_error_page(struct request *r, int status, const char *message)
 {
     reply_error_page(&r->reply, status, below_cs(r) ? TYPE_JSON_UTF8 : TYPE_JSON, message, r->path);
 }
 
-bool need_param(struct request *r, const char *name, const char *type)
+bool request_need_param(struct request *r, const char *name, const char *type)
 {
     if (!form_join(&r->form, name)) {
-        error_page(r, 500, "out of memory");
+        request_error_page(r, 500, "out of memory");
         return false;
     }
-    if (param(r, name))
+    if (request_param(r, name))
         return true;
     char message[160];
     snprintf(message, sizeof message, "Required request parameter '%s' for method parameter type %s is not present", name, type);
@@ -35,7 +35,7 @@ bool need_param(struct request *r, const char *name, const char *type)
     return false;
 }
 
-void wrong_method(struct request *r)
+void request_wrong_method(struct request *r)
 {
     char message[96];
     snprintf(message, sizeof message, "Request method '%.32s' not supported", r->method);
@@ -63,7 +63,7 @@ static const char *bearer(struct request *r)
 /** A parameter, or else a header of this name. */
 static const char *param_or_header(struct request *r, const char *name)
 {
-    const char *value = param(r, name);
+    const char *value = request_param(r, name);
     return text_blank(value) ? request_header(r, name) : value;
 }
 
@@ -88,13 +88,13 @@ static bool allowed(struct request *r)
         if (strcmp(username, a->username) != 0) {
             char message[300];
             unknown_user(username, "Server failed, ", message);
-            error_page(r, 500, message);
+            request_error_page(r, 500, message);
             return false;
         }
         why = access_password_ok(a, username, password) ? NULL : why;
     }
     if (why)
-        error_page(r, 403, why);
+        request_error_page(r, 403, why);
     return !why;
 }
 
@@ -110,8 +110,8 @@ static void login_checked(struct request *r, const char *username, const char *p
 {
     struct access *a = &r->service->auth;
     const char *given = bearer(r), *why = NULL;
-    if (!given && !text_blank(param(r, "accessToken")))
-        given = param(r, "accessToken");
+    if (!given && !text_blank(request_param(r, "accessToken")))
+        given = request_param(r, "accessToken");
     if (given) {
         why = access_refusal(a, given);
     } else if (text_blank(username) || text_blank(password)) {
@@ -134,16 +134,16 @@ static void login_checked(struct request *r, const char *username, const char *p
         snprintf(header, sizeof header, "Bearer %s", token);
         reply_header(&r->reply, "Authorization", header);
     } else {
-        error_page(r, 500, "out of memory");
+        request_error_page(r, 500, "out of memory");
     }
     free(token);
 }
 
 static void login(struct request *r)
 {
-    if (!need_param(r, "username", "String") || !need_param(r, "password", "String"))
+    if (!request_need_param(r, "username", "String") || !request_need_param(r, "password", "String"))
         return;
-    const char *username = param(r, "username"), *password = param(r, "password");
+    const char *username = request_param(r, "username"), *password = request_param(r, "password");
     if (access_enabled(&r->service->auth))
         login_checked(r, username, password);
     else if (text_blank(username) || text_blank(password))
@@ -196,7 +196,7 @@ static void server_list(struct request *r)
     reply_text(&r->reply, 200, TYPE_TEXT, text);
 }
 
-static const struct route {
+static const struct small_route {
     const char *path, *method;
     void (*handle)(struct request *r);
 } routes[] = {{"/v1/auth/login", "POST", login},
@@ -215,7 +215,7 @@ static void configs(struct request *r, const char *below)
 {
     bool get = is_get(r), post = strcmp(r->method, "POST") == 0, delete = strcmp(r->method, "DELETE") == 0;
     if (!get && !post && !(delete &&!*below))
-        wrong_method(r);
+        request_wrong_method(r);
     else if (allowed(r) && !config_handle(r, below))
         return;
     request_answer(r);
@@ -225,7 +225,7 @@ static void small(struct request *r, const char *path)
 {
     bool known = false;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        const struct route *route = &routes[i];
+        const struct small_route *route = &routes[i];
         if (!is(path, route->path))
             continue;
         known = true;
@@ -237,15 +237,15 @@ static void small(struct request *r, const char *path)
     if (strncmp(path, "/v1/ns/", 7) == 0) { /* the naming half is not here: as any unknown call of it */
         char message[512];
         snprintf(message, sizeof message, "no such api:%.32s:%.400s", r->method, r->path);
-        error_page(r, 501, message);
+        request_error_page(r, 501, message);
     } else if (known) {
-        wrong_method(r);
+        request_wrong_method(r);
     } else {
-        error_page(r, 404, "No message available");
+        request_error_page(r, 404, "No message available");
     }
 }
 
-void api_handle(struct request *r)
+static void route(struct request *r)
 {
     const char *context = r->service->options->context_path;
     size_t n = strlen(context);
@@ -266,4 +266,66 @@ void api_handle(struct request *r)
         small(r, path);
     }
     request_answer(r);
+}
+
+static void write_down(struct request *r)
+{
+    struct buf headers;
+    buf_init(&headers, 64 << 10);
+    request_headers(r, &headers);
+    struct logged what = {.method = r->method,
+                          .path = r->path,
+                          .query = r->query,
+                          .headers = headers.data ? headers.data : "",
+                          .headers_len = headers.len,
+                          .body = r->body.data ? r->body.data : "",
+                          .body_len = r->body.len,
+                          .connection = r->connection};
+    r->logged = reqlog_add(&r->service->log, &what);
+    buf_free(&headers);
+}
+
+/** Parameters of query and body. False: out of memory. */
+static bool read_form(struct request *r)
+{
+    char *query = r->query;
+    r->query = NULL;
+    if (!form_parse(&r->form, query, strlen(query)))
+        return false;
+    const char *type = request_header(r, "Content-Type"), form[] = "application/x-www-form-urlencoded";
+    bool has_form = strcmp(r->method, "GET") != 0 && type && strncasecmp(type, form, sizeof form - 1) == 0;
+    size_t len = r->body.len;
+    char *body = has_form ? buf_take(&r->body, NULL) : NULL;
+    return !body || form_parse(&r->form, body, len);
+}
+
+void api_begin(struct request *r)
+{
+    struct service *s = r->service;
+    if (s->options->faults && strncmp(r->path, "/__lunacos/", 11) == 0) {
+        control_handle(r);
+        return;
+    }
+    if (s->options->faults)
+        write_down(r);
+    if (!read_form(r)) {
+        r->phase = PHASE_CLOSE;
+        return;
+    }
+    r->fault = faults_match(&s->faults, r->path, r->method, request_param(r, "dataId"));
+    switch (r->fault ? r->fault->kind : FAULT_DELAY) {
+    case FAULT_DELAY:
+    case FAULT_DROP:
+    case FAULT_LENGTH:
+        route(r);
+        break;
+    case FAULT_STATUS:
+    case FAULT_ENDLESS:
+        fault_reply(r->fault, &r->reply);
+        request_answer(r);
+        break;
+    case FAULT_GARBAGE:
+    case FAULT_HANG:
+        request_answer(r);
+    }
 }

@@ -27,7 +27,7 @@ static void caused(struct request *r, int status, const char *message)
 
 static void no_memory(struct request *r)
 {
-    error_page(r, 500, "out of memory");
+    request_error_page(r, 500, "out of memory");
 }
 
 static const char *or_empty(const char *text)
@@ -55,7 +55,7 @@ static bool ids_legal(struct request *r, bool aliases)
 
 static bool need(struct request *r, const char *name)
 {
-    return need_param(r, name, "String");
+    return request_need_param(r, name, "String");
 }
 
 /** dataId and group are there and not blank. False: answered. */
@@ -63,7 +63,7 @@ static bool key_given(struct request *r)
 {
     if (!need(r, "dataId") || !need(r, "group"))
         return false;
-    const char *data_id = param(r, "dataId"), *group = param(r, "group");
+    const char *data_id = request_param(r, "dataId"), *group = request_param(r, "group");
     if (!text_blank(data_id) && !text_blank(group))
         return true;
     char message[300];
@@ -86,9 +86,10 @@ static void read_one(struct request *r)
     if (!key_given(r))
         return;
     /* tenant is taken as it is: `public` is a namespace of its own here, in which 2.5.1 never stores anything */
-    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    struct item *item =
+        store_find(&r->service->store, request_param(r, "dataId"), request_param(r, "group"), or_empty(request_param(r, "tenant")));
     const struct record *v = item ? item->visible : NULL;
-    if (!v || !text_blank(param(r, "tag"))) {
+    if (!v || !text_blank(request_param(r, "tag"))) {
         reply_text(&r->reply, 404, TYPE_JSON_UTF8, "config data not exist\n");
         return;
     }
@@ -97,7 +98,7 @@ static void read_one(struct request *r)
     reply_header(&r->reply, "Content-MD5", v->md5);
     reply_no_cache(&r->reply);
     char date[32];
-    http_date(v->modified / 1000, date);
+    reply_date(v->modified / 1000, date);
     reply_header(&r->reply, "Last-Modified", date);
     reply_header(&r->reply, "Encrypted-Data-Key", "");
     r->reply.chunked = true;
@@ -121,7 +122,8 @@ static void show_all(struct request *r)
 {
     if (!key_given(r))
         return;
-    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    struct item *item =
+        store_find(&r->service->store, request_param(r, "dataId"), request_param(r, "group"), or_empty(request_param(r, "tenant")));
     const struct record *v = item ? item->record : NULL;
     if (!v) {
         reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
@@ -139,9 +141,9 @@ static void show_all(struct request *r)
 /** A whole number in a parameter. False: answered. */
 static bool int_param(struct request *r, const char *name, int *out)
 {
-    if (!need_param(r, name, "int"))
+    if (!request_need_param(r, name, "int"))
         return false;
-    const char *text = param(r, name);
+    const char *text = request_param(r, name);
     char *end;
     errno = 0;
     long n = strtol(text, &end, 10);
@@ -173,12 +175,12 @@ static void search(struct request *r, bool like)
     if (!need(r, "dataId") || !need(r, "group") || !int_param(r, "pageNo", &page) || !int_param(r, "pageSize", &size))
         return;
     struct query q = {.like = like,
-                      .data_id = param(r, "dataId"),
-                      .group = param(r, "group"),
-                      .tenant = or_empty(param(r, "tenant")),
-                      .app_name = param(r, "appName"),
-                      .tags = param(r, "config_tags"),
-                      .types = like ? param(r, "types") : NULL};
+                      .data_id = request_param(r, "dataId"),
+                      .group = request_param(r, "group"),
+                      .tenant = or_empty(request_param(r, "tenant")),
+                      .app_name = request_param(r, "appName"),
+                      .tags = request_param(r, "config_tags"),
+                      .types = like ? request_param(r, "types") : NULL};
     if (page <= 0 || size <= 0) {
         char message[400];
         snprintf(message, sizeof message,
@@ -202,7 +204,7 @@ static void search(struct request *r, bool like)
 
 static void read_any(struct request *r)
 {
-    const char *show = param(r, "show"), *how = param(r, "search");
+    const char *show = request_param(r, "show"), *how = request_param(r, "search");
     bool accurate = how && strcmp(how, "accurate") == 0, blur = how && strcmp(how, "blur") == 0;
     bool all = show && strcmp(show, "all") == 0;
     if (!all && blur) /* a pattern may hold what an identifier may not */
@@ -234,7 +236,7 @@ static const char *too_long(const struct request *r)
         if (text && text_units(text, len) > limits[i].max)
             return limits[i].why;
     }
-    const char *tags = param(r, "config_tags");
+    const char *tags = request_param(r, "config_tags");
     size_t count = 0;
     for (const char *tag = tags; tag && *tag; count++) {
         size_t n = strcspn(tag, ",");
@@ -247,18 +249,18 @@ static const char *too_long(const struct request *r)
 
 static void publish(struct request *r)
 {
-    struct publish p = {.data_id = param(r, "dataId"),
-                        .group = param(r, "group"),
-                        .tenant = or_empty(param(r, "tenant")),
-                        .type = param(r, "type"),
+    struct publish p = {.data_id = request_param(r, "dataId"),
+                        .group = request_param(r, "group"),
+                        .tenant = or_empty(request_param(r, "tenant")),
+                        .type = request_param(r, "type"),
                         .cas_md5 = request_header(r, "casMd5"),
-                        .app_name = param(r, "appName"),
-                        .tags = param(r, "config_tags"),
-                        .desc = param(r, "desc"),
-                        .use = param(r, "use"),
-                        .effect = param(r, "effect"),
-                        .schema = param(r, "schema"),
-                        .user = param(r, "src_user")};
+                        .app_name = request_param(r, "appName"),
+                        .tags = request_param(r, "config_tags"),
+                        .desc = request_param(r, "desc"),
+                        .use = request_param(r, "use"),
+                        .effect = request_param(r, "effect"),
+                        .schema = request_param(r, "schema"),
+                        .user = request_param(r, "src_user")};
     if (!need(r, "dataId") || !need(r, "group") || !need(r, "content") || !key_given(r))
         return;
     p.content = form_get(&r->form, "content", &p.len);
@@ -271,8 +273,8 @@ static void publish(struct request *r)
         caused(r, 400, message);
     } else if (why) {
         caused(r, 400, why);
-    } else if (!text_blank(param(r, "tag")) || !text_blank(request_header(r, "betaIps"))) {
-        error_page(r, 501, "the embedded server has no beta and tag versions");
+    } else if (!text_blank(request_param(r, "tag")) || !text_blank(request_header(r, "betaIps"))) {
+        request_error_page(r, 501, "the embedded server has no beta and tag versions");
     } else {
         switch (store_publish(&r->service->store, &p)) {
         case STORE_DONE:
@@ -292,8 +294,9 @@ static void remove_one(struct request *r)
     if (!key_given(r))
         return;
     /* `public` is not mapped here: the item without a tenant stays */
-    if (text_blank(param(r, "tag")) &&
-        store_remove(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant"))) != STORE_DONE)
+    if (text_blank(request_param(r, "tag")) &&
+        store_remove(&r->service->store, request_param(r, "dataId"), request_param(r, "group"),
+                     or_empty(request_param(r, "tenant"))) != STORE_DONE)
         no_memory(r);
     else
         answer_true(r);
@@ -352,7 +355,7 @@ static void answer_without_timeout(struct request *r)
     buf_init(&new_form, HEADER_VALUES);
     poll_stale_headers(&r->poll, &old_form, &new_form);
     if (old_form.failed || new_form.failed || old_form.len + new_form.len > HEADER_VALUES) {
-        error_page(r, 500, "the answer does not fit into headers");
+        request_error_page(r, 500, "the answer does not fit into headers");
     } else {
         reply_text(&r->reply, 200, TYPE_JSON_UTF8, "");
         reply_header(&r->reply, "Probe-Modify-Response", old_form.data ? old_form.data : "");
@@ -417,9 +420,9 @@ static bool listen_for(struct request *r)
     case POLL_BROKEN:
         /* thrown from different depths of the real server */
         if (access_enabled(&r->service->auth))
-            error_page(r, 400, "caused: invalid probeModify;");
+            request_error_page(r, 400, "caused: invalid probeModify;");
         else
-            error_page(r, 500, "invalid probeModify");
+            request_error_page(r, 500, "invalid probeModify");
         break;
     case POLL_ILLEGAL:
         reply_text(&r->reply, 400, TYPE_JSON_UTF8, why);
@@ -437,7 +440,8 @@ static void listeners(struct request *r)
 {
     if (!key_given(r))
         return;
-    struct item *item = store_find(&r->service->store, param(r, "dataId"), param(r, "group"), or_empty(param(r, "tenant")));
+    struct item *item =
+        store_find(&r->service->store, request_param(r, "dataId"), request_param(r, "group"), or_empty(request_param(r, "tenant")));
     json_t *list = json_object();
     if (item && item->polls)
         json_object_set_new(list, "127.0.0.1", json_string(item_md5(item)));

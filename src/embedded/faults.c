@@ -1,10 +1,12 @@
 /** faults: see faults.h. */
 #include "embedded/faults.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/socket.h>
 
 void fault_release(struct fault *fault)
 {
@@ -58,9 +60,10 @@ static bool fits(const json_t *value, enum wanted wanted)
     case OBJECT:
         break;
     }
-    const char *name;
-    json_t *header;
-    json_object_foreach((json_t *)value, name, header) if (!json_is_string(header)) return false;
+    json_t *headers = (json_t *)value; /* iterating wants it so, but changes nothing */
+    for (void *i = json_object_iter(headers); i; i = json_object_iter_next(headers, i))
+        if (!json_is_string(json_object_iter_value(i)))
+            return false;
     return json_is_object(value);
 }
 
@@ -92,16 +95,14 @@ static struct fault *fault_new(json_t *spec, char *why, size_t why_size)
         return NULL;
     }
     *fault = (struct fault){.refs = 1, .spec = json_incref(spec), .times = -1};
-    const char *name;
-    json_t *value;
     snprintf(why, why_size, "a fault is an object with a \"path\"");
     if (!json_is_string(json_object_get(spec, "path")))
         goto fail;
-    json_object_foreach(spec, name, value) if (!apply(fault, name, value))
-    {
-        snprintf(why, why_size, "fault: \"%s\" is unknown, of the wrong kind, or a second answer", name);
-        goto fail;
-    }
+    for (void *i = json_object_iter(spec); i; i = json_object_iter_next(spec, i))
+        if (!apply(fault, json_object_iter_key(i), json_object_iter_value(i))) {
+            snprintf(why, why_size, "fault: \"%s\" is unknown, of the wrong kind, or a second answer", json_object_iter_key(i));
+            goto fail;
+        }
     fault->path = json_string_value(json_object_get(spec, "path"));
     fault->prefix = fault->path[0] && fault->path[strlen(fault->path) - 1] == '*';
     fault->method = json_string_value(json_object_get(spec, "method"));
@@ -180,4 +181,110 @@ struct fault *faults_match(struct faults *f, const char *path, const char *metho
         return fault;
     }
     return NULL;
+}
+
+void fault_reply(const struct fault *fault, struct reply *reply)
+{
+    const json_t *body = json_object_get(fault->spec, "body");
+    json_t *headers = json_object_get(fault->spec, "headers");
+    reply->status = fault->kind == FAULT_STATUS ? fault->status : 200;
+    for (void *i = json_object_iter(headers); i; i = json_object_iter_next(headers, i))
+        reply_header(reply, json_object_iter_key(i), json_string_value(json_object_iter_value(i)));
+    if (!reply_has_header(reply, "Content-Type"))
+        reply_header(reply, "Content-Type", TYPE_TEXT);
+    if (body)
+        buf_append(&reply->body, json_string_value(body), json_string_length(body));
+}
+
+bool fault_bytes(const struct fault *fault, const struct reply *reply, struct buf *out)
+{
+    static const char garbage[] = "\x16\x03 these bytes are not HTTP \xff\xfe\0\r\n";
+    switch (fault->kind) {
+    case FAULT_DROP:
+        reply_compose(reply, -1, out);
+        if ((json_int_t)out->len > fault->number)
+            out->len = (size_t)fault->number;
+        return true;
+    case FAULT_LENGTH:
+        reply_compose(reply, fault->number, out);
+        return true;
+    case FAULT_GARBAGE:
+        for (int i = 0; i < 16; i++)
+            buf_append(out, garbage, sizeof garbage - 1);
+        return true;
+    case FAULT_HANG:
+        return true;
+    case FAULT_DELAY:
+    case FAULT_STATUS:
+    case FAULT_ENDLESS:
+        break;
+    }
+    return false;
+}
+
+struct raw {
+    uv_poll_t poll;
+    struct buf bytes;
+    size_t sent;
+    int fd;
+    bool hang;
+    void (*over)(void *arg);
+    void *arg;
+};
+
+static void on_closed(uv_handle_t *h)
+{
+    struct raw *raw = h->data;
+    buf_free(&raw->bytes);
+    free(raw);
+}
+
+void raw_stop(struct raw *raw)
+{
+    if (raw)
+        uv_close((uv_handle_t *)&raw->poll, on_closed);
+}
+
+/** True: the error of the last call on the socket is none. */
+static bool just_busy(void)
+{
+    return errno == EAGAIN || errno == EINTR;
+}
+
+static void on_ready(uv_poll_t *poll, int status, int events)
+{
+    struct raw *raw = poll->data;
+    bool over = status < 0;
+    if (!over && (events & UV_WRITABLE) && raw->sent < raw->bytes.len) {
+        ssize_t n = send(raw->fd, raw->bytes.data + raw->sent, raw->bytes.len - raw->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+        raw->sent += n > 0 ? (size_t)n : 0;
+        over = n < 0 && !just_busy();
+    }
+    if (!over && (events & UV_READABLE)) {
+        char scrap[512];
+        ssize_t n = recv(raw->fd, scrap, sizeof scrap, MSG_DONTWAIT);
+        over = n == 0 || (n < 0 && !just_busy());
+    }
+    if (over || (!raw->hang && raw->sent == raw->bytes.len)) {
+        raw_stop(raw);
+        raw->over(raw->arg);
+    }
+}
+
+struct raw *raw_start(uv_loop_t *loop, int fd, struct buf *bytes, bool hang, void (*over)(void *arg), void *arg)
+{
+    struct raw *raw = bytes->failed ? NULL : calloc(1, sizeof *raw);
+    if (!raw || uv_poll_init(loop, &raw->poll, fd) != 0) {
+        free(raw);
+        return NULL;
+    }
+    raw->bytes = *bytes;
+    buf_init(bytes, 0);
+    raw->poll.data = raw;
+    raw->fd = fd;
+    raw->hang = hang;
+    raw->over = over;
+    raw->arg = arg;
+    uv_poll_start(&raw->poll, hang ? UV_READABLE : UV_WRITABLE, on_ready);
+    return raw;
 }

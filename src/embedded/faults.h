@@ -4,6 +4,9 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <uv.h>
+
+#include "embedded/reply.h"
 
 enum fault_kind {
     FAULT_DELAY,   /* the normal answer, late */
@@ -39,5 +42,19 @@ void faults_clear(struct faults *f);
 /** The first fault that applies, counted down; a reference for the caller. NULL: none. */
 struct fault *faults_match(struct faults *f, const char *path, const char *method, const char *data_id);
 void fault_release(struct fault *fault);
+
+/** Fills the reply of a fault that takes the place of the normal answer. */
+void fault_reply(const struct fault *fault, struct reply *reply);
+/** The bytes to send instead of an HTTP answer made of `reply`; false: the fault wants that answer. */
+bool fault_bytes(const struct fault *fault, const struct reply *reply, struct buf *out);
+
+/** Writes past the HTTP server to a socket that it has let go of. */
+struct raw;
+
+/** Sends the bytes (which it takes) and calls over() once: when all are sent, with `hang` when the client is gone, or on an error.
+ * NULL: not started. */
+struct raw *raw_start(uv_loop_t *loop, int fd, struct buf *bytes, bool hang, void (*over)(void *arg), void *arg);
+/** Stops it before that, without over(). NULL is fine. */
+void raw_stop(struct raw *raw);
 
 #endif

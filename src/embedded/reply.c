@@ -62,7 +62,7 @@ void reply_no_cache(struct reply *p)
     reply_header(p, "Cache-Control", "no-cache,no-store");
 }
 
-void http_date(int64_t unix_seconds, char out[32])
+void reply_date(int64_t unix_seconds, char out[32])
 {
     /* not strftime: its names follow the locale */
     static const char days[][4] = {"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"};
@@ -70,8 +70,10 @@ void http_date(int64_t unix_seconds, char out[32])
     time_t t = (time_t)unix_seconds;
     struct tm tm;
     gmtime_r(&t, &tm);
-    snprintf(out, 32, "%s, %02d %s %04d %02d:%02d:%02d GMT", days[tm.tm_wday % 7], tm.tm_mday % 100, months[tm.tm_mon % 12],
-             (tm.tm_year + 1900) % 10000, tm.tm_hour % 100, tm.tm_min % 100, tm.tm_sec % 100);
+    /* unsigned: so the compiler sees that every number fits */
+    snprintf(out, 32, "%s, %02u %s %04u %02u:%02u:%02u GMT", days[tm.tm_wday % 7], (unsigned)tm.tm_mday % 100,
+             months[tm.tm_mon % 12], (unsigned)(tm.tm_year + 1900) % 10000, (unsigned)tm.tm_hour % 100, (unsigned)tm.tm_min % 100,
+             (unsigned)tm.tm_sec % 100);
 }
 
 void reply_text(struct reply *p, int status, const char *type, const char *text)
@@ -124,15 +126,15 @@ void reply_error_page(struct reply *p, int status, const char *type, const char 
     gettimeofday(&now, NULL);
     struct tm tm;
     gmtime_r(&now.tv_sec, &tm);
-    char stamp[48];
-    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &tm);
-    snprintf(stamp + strlen(stamp), sizeof stamp - strlen(stamp), ".%03d+00:00", (int)(now.tv_usec / 1000));
+    char date[32], stamp[48];
+    strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(stamp, sizeof stamp, "%s.%03u+00:00", date, (unsigned)(now.tv_usec / 1000) % 1000);
     reply_json(p, status, type,
-               json_pack("{s:s, s:i, s:s, s:s, s:s}", "timestamp", stamp, "status", status, "error", http_reason(status), "message",
-                         message, "path", path));
+               json_pack("{s:s, s:i, s:s, s:s, s:s}", "timestamp", stamp, "status", status, "error", reply_reason(status),
+                         "message", message, "path", path));
 }
 
-const char *http_reason(int status)
+const char *reply_reason(int status)
 {
     static const struct {
         int status;
@@ -163,8 +165,8 @@ const char *http_reason(int status)
 void reply_compose(const struct reply *p, long long length, struct buf *out)
 {
     char date[32];
-    http_date(time(NULL), date);
-    buf_printf(out, "HTTP/1.1 %d %s\r\nDate: %s\r\nConnection: close\r\n", p->status, http_reason(p->status), date);
+    reply_date(time(NULL), date);
+    buf_printf(out, "HTTP/1.1 %d %s\r\nDate: %s\r\nConnection: close\r\n", p->status, reply_reason(p->status), date);
     const char *name, *value;
     for (size_t at = 0; reply_next_header(p, &at, &name, &value);)
         buf_printf(out, "%s: %s\r\n", name, value);

@@ -28,7 +28,7 @@ bool reply_next_header(const struct reply *p, size_t *at, const char **name, con
 bool reply_has_header(const struct reply *p, const char *name);
 void reply_no_cache(struct reply *p);
 /** Date text of a header (29 characters and a NUL). */
-void http_date(int64_t unix_seconds, char out[32]);
+void reply_date(int64_t unix_seconds, char out[32]);
 
 /** A whole answer of text. */
 void reply_text(struct reply *p, int status, const char *type, const char *text);
@@ -40,7 +40,7 @@ void reply_caused(struct reply *p, int status, const char *message, bool escape)
 void reply_error_page(struct reply *p, int status, const char *type, const char *message, const char *path);
 
 /** The reason phrase of a status. */
-const char *http_reason(int status);
+const char *reply_reason(int status);
 /** The answer as it goes over the wire, closing the connection. `length` ≥ 0 is claimed as Content-Length instead of the true one.
  */
 void reply_compose(const struct reply *p, long long length, struct buf *out);

@@ -13,7 +13,6 @@
 
 struct MHD_Connection;
 struct conn;
-struct raw;
 
 enum phase {
     PHASE_BUSY,  /* no answer yet: it is read, or waits */
@@ -26,6 +25,7 @@ struct service;
 struct request {
     struct service *service;
     struct conn *conn;
+    unsigned long connection; /* its number */
     struct MHD_Connection *mhd;
     char *method, *path, *query;
     struct buf body;
@@ -56,13 +56,16 @@ struct service {
 };
 
 const char *request_header(struct request *r, const char *name);
+/** Appends all headers, as name NUL value NUL … */
+void request_headers(struct request *r, struct buf *out);
 /** Number of open connections. */
 unsigned request_connections(struct request *r);
-/** `r->reply` is complete. Called once for each request, from inside api_handle() or later. */
+/** `r->reply` is complete (or, under a fault that needs none, empty). Called once for each request, from inside api_begin() or
+ * later. */
 void request_answer(struct request *r);
 
-/** api: answers the request, or parks it and answers later. */
-void api_handle(struct request *r);
+/** api: the request is here in full: notes it, and answers it now or later. */
+void api_begin(struct request *r);
 /** The requests under /__lunacos/. */
 void control_handle(struct request *r);
 /** config: /v1/cs/configs and below. `path` is what follows that, "" or "/listener"; the method is GET, HEAD, POST, or DELETE of
@@ -72,12 +75,12 @@ bool config_handle(struct request *r, const char *path);
 void config_poll_ended(void *arg, struct poll *p, const struct item *item);
 
 /** A parameter from query or body, NULL if absent. */
-const char *param(const struct request *r, const char *name);
+const char *request_param(const struct request *r, const char *name);
 /** True if it is there, once or (then it is joined now, see form_join()) often; otherwise the answer says that it is missing and
  * `type` is what it should have been. */
-bool need_param(struct request *r, const char *name, const char *type);
-void wrong_method(struct request *r);
+bool request_need_param(struct request *r, const char *name, const char *type);
+void request_wrong_method(struct request *r);
 /** An error page; its JSON type is that of the real server on this path. */
-void error_page(struct request *r, int status, const char *message);
+void request_error_page(struct request *r, int status, const char *message);
 
 #endif

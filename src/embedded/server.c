@@ -52,17 +52,6 @@ struct conn {
     char *uri; /* of the request being read, as it came */
 };
 
-/** Bytes written past libmicrohttpd while the connection is suspended; then, or at once if there are none, it waits for the client
- * to hang up or closes. */
-struct raw {
-    uv_poll_t poll;
-    struct request *request; /* NULL: it is gone */
-    struct buf bytes;
-    size_t sent;
-    int fd;
-    bool hang;
-};
-
 static struct server *server_of(struct request *r)
 {
     return (struct server *)r->service; /* its first member */
@@ -102,129 +91,41 @@ static void wake(struct request *r, enum phase phase)
     uv_timer_start(&server_of(r)->idle, on_idle, 0, 0);
 }
 
-/* ---- raw answers ---- */
-
-static void on_raw_closed(uv_handle_t *h)
-{
-    struct raw *raw = h->data;
-    buf_free(&raw->bytes);
-    free(raw);
-}
-
-static void raw_end(struct raw *raw)
-{
-    if (raw->request)
-        raw->request->raw = NULL;
-    raw->request = NULL;
-    uv_close((uv_handle_t *)&raw->poll, on_raw_closed);
-}
-
-static void on_raw(uv_poll_t *poll, int status, int events)
-{
-    struct raw *raw = poll->data;
-    struct request *r = raw->request;
-    bool over = status < 0;
-    if (!over && raw->sent < raw->bytes.len && (events & UV_WRITABLE)) {
-        ssize_t n = send(raw->fd, raw->bytes.data + raw->sent, raw->bytes.len - raw->sent, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n > 0)
-            raw->sent += (size_t)n;
-        else if (n < 0 && errno != EAGAIN && errno != EINTR)
-            over = true;
-    }
-    if (events & UV_READABLE) {
-        char scrap[512];
-        ssize_t n = recv(raw->fd, scrap, sizeof scrap, MSG_DONTWAIT);
-        over |= n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR);
-    }
-    if (!raw->hang && raw->sent == raw->bytes.len)
-        over = true;
-    if (over) {
-        raw_end(raw);
-        wake(r, PHASE_CLOSE);
-    }
-}
-
-/** Sends the bytes (which it takes) and closes; `hang`: sends them and waits for the client to go. */
-static void raw_start(struct request *r, struct buf *bytes, bool hang)
-{
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(r->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
-    struct raw *raw = info && !bytes->failed ? calloc(1, sizeof *raw) : NULL;
-    if (!raw || uv_poll_init(&server_of(r)->loop, &raw->poll, info->connect_fd) != 0) {
-        free(raw);
-        buf_free(bytes);
-        wake(r, PHASE_CLOSE);
-        return;
-    }
-    raw->poll.data = raw;
-    raw->request = r;
-    raw->bytes = *bytes;
-    raw->fd = info->connect_fd;
-    raw->hang = hang;
-    r->raw = raw;
-    uv_poll_start(&raw->poll, hang ? UV_READABLE : UV_WRITABLE, on_raw);
-}
-
 /* ---- answering ---- */
+
+static void on_raw_over(void *arg)
+{
+    struct request *r = arg;
+    r->raw = NULL;
+    wake(r, PHASE_CLOSE);
+}
 
 static void deliver(void *arg)
 {
     struct request *r = arg;
-    struct fault *fault = r->fault;
     struct buf bytes;
-    if (r->logged)
+    bool hang = r->fault && r->fault->kind == FAULT_HANG;
+    if (r->logged && r->reply.status)
         reqlog_status(&r->service->log, r->logged, r->reply.status);
-    if (!fault || (fault->kind != FAULT_DROP && fault->kind != FAULT_LENGTH)) {
+    buf_init(&bytes, SIZE_MAX / 2);
+    if (!r->fault || !fault_bytes(r->fault, &r->reply, &bytes)) {
         wake(r, PHASE_READY);
         return;
     }
-    buf_init(&bytes, SIZE_MAX / 2);
-    reply_compose(&r->reply, fault->kind == FAULT_LENGTH ? fault->number : -1, &bytes);
-    if (fault->kind == FAULT_DROP && (json_int_t)bytes.len > fault->number)
-        bytes.len = (size_t)fault->number;
-    raw_start(r, &bytes, false);
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(r->mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
+    r->raw = info ? raw_start(&server_of(r)->loop, info->connect_fd, &bytes, hang, on_raw_over, r) : NULL;
+    buf_free(&bytes);
+    if (!r->raw)
+        wake(r, PHASE_CLOSE);
 }
 
 void request_answer(struct request *r)
 {
-    if (r->fault && r->fault->delay > 0)
+    /* never at once: raw bytes may only be sent while libmicrohttpd keeps off the connection */
+    if (r->fault)
         timer_set(&r->service->timers, &r->delay, (int64_t)(r->fault->delay * 1000), deliver, r);
     else
         deliver(r);
-}
-
-/** The answers that take the place of the normal one. */
-static void misbehave(void *arg)
-{
-    struct request *r = arg;
-    struct buf bytes;
-    buf_init(&bytes, SIZE_MAX / 2);
-    switch (r->fault->kind) {
-    case FAULT_HANG:
-        raw_start(r, &bytes, true);
-        break;
-    case FAULT_GARBAGE:
-        for (int i = 0; i < 16; i++)
-            buf_append(&bytes, "\x16\x03 these bytes are not HTTP \xff\xfe\0\r\n", 33);
-        raw_start(r, &bytes, false);
-        break;
-    default:
-        deliver(r);
-    }
-}
-
-/** Fills the reply from a fault's description. */
-static void fault_reply(struct request *r)
-{
-    const json_t *spec = r->fault->spec;
-    const json_t *body = json_object_get(spec, "body");
-    const char *name;
-    json_t *value;
-    r->reply.status = r->fault->kind == FAULT_ENDLESS ? 200 : r->fault->status;
-    json_object_foreach(json_object_get(spec, "headers"), name, value) reply_header(&r->reply, name, json_string_value(value));
-    if (!reply_has_header(&r->reply, "Content-Type"))
-        reply_header(&r->reply, "Content-Type", TYPE_TEXT);
-    if (body)
-        buf_append(&r->reply.body, json_string_value(body), json_string_length(body));
 }
 
 static ssize_t endless(void *cls, uint64_t pos, char *buf, size_t max)
@@ -283,8 +184,7 @@ static void request_free(struct request *r)
 {
     if (!r)
         return;
-    if (r->raw)
-        raw_end(r->raw);
+    raw_stop(r->raw);
     timer_clear(&r->service->timers, &r->delay);
     poll_clear(&r->service->polls, &r->poll);
     fault_release(r->fault);
@@ -305,6 +205,7 @@ static struct request *request_new(struct server *s, struct MHD_Connection *mhd,
     r->service = &s->service;
     r->mhd = mhd;
     r->conn = conn;
+    r->connection = conn->id;
     buf_init(&r->body, FORM_LIMIT);
     reply_init(&r->reply);
     const char *uri = conn->uri ? conn->uri : "", *question = strchr(uri, '?');
@@ -341,68 +242,9 @@ static enum MHD_Result collect_header(void *cls, enum MHD_ValueKind kind, const 
     return MHD_YES;
 }
 
-static void write_down(struct request *r)
+void request_headers(struct request *r, struct buf *out)
 {
-    struct buf headers;
-    buf_init(&headers, CONNECTION_POOL);
-    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, collect_header, &headers);
-    struct logged what = {.method = r->method,
-                          .path = r->path,
-                          .query = r->query,
-                          .headers = headers.data ? headers.data : "",
-                          .headers_len = headers.len,
-                          .body = r->body.data ? r->body.data : "",
-                          .body_len = r->body.len,
-                          .connection = r->conn->id};
-    r->logged = reqlog_add(&r->service->log, &what);
-    buf_free(&headers);
-}
-
-/** Parameters of query and body. False: out of memory. */
-static bool read_form(struct request *r)
-{
-    char *query = r->query;
-    r->query = NULL;
-    if (!form_parse(&r->form, query, strlen(query)))
-        return false;
-    const char *type = request_header(r, "Content-Type"), form[] = "application/x-www-form-urlencoded";
-    bool has_form = strcmp(r->method, "GET") != 0 && type && strncasecmp(type, form, sizeof form - 1) == 0;
-    size_t len = r->body.len;
-    char *body = has_form ? buf_take(&r->body, NULL) : NULL;
-    return !body || form_parse(&r->form, body, len);
-}
-
-/** The request is here in full. */
-static void begin(struct request *r)
-{
-    struct service *s = r->service;
-    bool control = s->options->faults && strncmp(r->path, "/__lunacos/", 11) == 0;
-    if (control) {
-        control_handle(r);
-        return;
-    }
-    if (s->options->faults)
-        write_down(r);
-    if (!read_form(r)) {
-        r->phase = PHASE_CLOSE;
-        return;
-    }
-    r->fault = faults_match(&s->faults, r->path, r->method, param(r, "dataId"));
-    switch (r->fault ? r->fault->kind : FAULT_DELAY) {
-    case FAULT_DELAY:
-    case FAULT_DROP:
-    case FAULT_LENGTH:
-        api_handle(r);
-        break;
-    case FAULT_STATUS:
-    case FAULT_ENDLESS:
-        fault_reply(r);
-        request_answer(r);
-        break;
-    case FAULT_GARBAGE:
-    case FAULT_HANG:
-        timer_set(&s->timers, &r->delay, (int64_t)(r->fault->delay * 1000), misbehave, r);
-    }
+    MHD_get_connection_values(r->mhd, MHD_HEADER_KIND, collect_header, out);
 }
 
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const char *url, const char *method, const char *version,
@@ -425,7 +267,7 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *mhd, const c
     }
     if (!r->begun) {
         r->begun = true;
-        begin(r);
+        api_begin(r);
     }
     switch (r->phase) {
     case PHASE_BUSY:

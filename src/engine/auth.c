@@ -72,7 +72,7 @@ enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generat
     if (a->running)
         return AUTH_WAIT;
     if (a->retry_at > now_ms()) {
-        if (a->failures < PATIENCE && a->error.http_status >= 500)
+        if (a->failures < PATIENCE && a->error.http_status == 500)
             return AUTH_WAIT; /* the timer tries again soon */
         *err = a->error;
         return AUTH_FAILED;
@@ -104,19 +104,33 @@ void auth_leave(struct auth *a, struct request *r)
     }
 }
 
+static bool says(const struct http_response *r, const char *words)
+{
+    return r->body.len && memmem(r->body.data, r->body.len, words, strlen(words));
+}
+
 bool auth_refused(struct auth *a, uint64_t generation, const struct http_response *r)
 {
     if (!a->username || a->not_needed)
         return false;
     if (generation != a->generation)
         return true;
-    if (r->body.len && memmem(r->body.data, r->body.len, "authorization failed", 20))
+    if (says(r, "authorization failed"))
         return false;
-    if (now_ms() < a->pause_until)
+    /* "token expired!", "token invalid!", "Invalid signature" of a restarted server: certain, if the token was good before.
+     * Else not right after a login that did not help. */
+    bool certain = a->accepted && (says(r, "token") || says(r, "signature"));
+    if (!certain && now_ms() < a->pause_until)
         return false;
     a->expires = 0;
     a->forced = true;
     return true;
+}
+
+void auth_accepted(struct auth *a, uint64_t generation)
+{
+    if (generation == a->generation)
+        a->accepted = true;
 }
 
 static void tell_waiters(struct auth *a, const nacos_error *err)
@@ -152,6 +166,7 @@ static void worked(struct auth *a, const struct http_response *r)
     a->expires = now_ms() + ttl * 1000;
     a->pause_until = a->forced ? now_ms() + RELOGIN_PAUSE_MS : 0;
     a->forced = false;
+    a->accepted = false;
     pthread_mutex_lock(&c->engine->lock);
     c->status.logins++;
     pthread_mutex_unlock(&c->engine->lock);
@@ -164,14 +179,14 @@ static void failed(struct auth *a, const nacos_error *err)
 {
     struct nacos_client *c = a->client;
     int64_t pause = (int64_t)RETRY_MIN_MS << (a->failures < 6 ? a->failures : 6);
-    if (a->failures < PATIENCE && err->http_status >= 500)
+    if (a->failures < PATIENCE && err->http_status == 500)
         pause = RETRY_MIN_MS;
     a->failures++;
     a->retry_at = now_ms() + (pause < RETRY_MAX_MS ? pause : RETRY_MAX_MS);
     a->error = *err;
-    if (err->http_status >= 400)
+    if (err->http_status >= 400 && err->http_status <= 500)
         a->error.code = NACOS_FORBIDDEN;
-    if (err->http_status >= 500)
+    if (err->http_status == 500)
         snprintf(a->error.message, sizeof a->error.message,
                  "cannot log in as %.64s at %s: HTTP %d, which a Nacos server answers to a wrong user or password, and while it is "
                  "starting",
@@ -208,7 +223,7 @@ static void on_login(void *arg, const struct http_response *r, const nacos_error
         return;
     }
     a->path = 0;
-    bool reached = err->http_status != 0;
+    bool reached = err->http_status != 0 && err->http_status <= 500; /* 502 and 503 are a gateway's words for a dead server */
     if (!reached) {
         servers_failed(&c->servers, a->origin, now_ms());
         if (servers_pick(&c->servers, a->tried, now_ms()) >= 0) {
@@ -218,7 +233,7 @@ static void on_login(void *arg, const struct http_response *r, const nacos_error
     }
     failed(a, err);
     a->tried = 0;
-    if (err->http_status < 500 || a->failures >= PATIENCE)
+    if (err->http_status != 500 || a->failures >= PATIENCE)
         tell_waiters(a, &a->error);
 }
 

@@ -22,6 +22,7 @@ struct auth {
     bool not_needed;     /* a server without authentication said so */
     uint64_t generation; /* of the token: counts logins that worked */
     int64_t expires;     /* monotonic ms */
+    bool accepted;       /* a server took this token at least once */
     bool forced;         /* the login under way was asked for by a 403 */
     int64_t pause_until; /* before it a 403 starts no login: the last one, forced like that, did not help */
     struct request *running;
@@ -44,6 +45,8 @@ enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generat
 /** The request is told by request_login_over(). */
 void auth_join(struct auth *a, struct request *r);
 void auth_leave(struct auth *a, struct request *r);
+/** A server took this token. */
+void auth_accepted(struct auth *a, uint64_t generation);
 /** A 403 came for a request that used this token. True: try again (with a newer token, or after the login that this started).
  * False: it is about the right itself. */
 bool auth_refused(struct auth *a, uint64_t generation, const struct http_response *r);

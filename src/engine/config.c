@@ -15,11 +15,23 @@
 #define SNAP_PATIENCE_MS 1000 /* most that reads under way may put them off */
 #define SNAP_SLICE_MS 4       /* of the loop's time in one turn */
 #define SNAPS_MAX 20000
+#define NAME_MAX_BYTES 520 /* dataId and group of 256 bytes each */
 
 static int64_t back_off(int64_t first, int n)
 {
     int64_t ms = first << (n < 12 ? n : 12);
     return ms < REST_MAX_MS ? ms : REST_MAX_MS;
+}
+
+/** The hash key of an item: both names with their NULs. 0: too long. */
+static size_t item_name(char *out, size_t size, const struct key *k)
+{
+    size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
+    if (d + g > size)
+        return 0;
+    memcpy(out, k->data_id, d);
+    memcpy(out + d, k->group, g);
+    return d + g;
 }
 
 /* ---- snapshots ----------------------------------------------------------------------------------------------------------- */
@@ -47,23 +59,20 @@ static void forget_clean_snaps(struct config *f)
 
 static struct snap *find_snap(struct config *f, const struct key *k, bool make)
 {
-    size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
-    char name[1024];
-    if (d + g > sizeof name)
-        return NULL;
-    memcpy(name, k->data_id, d);
-    memcpy(name + d, k->group, g);
-    struct snap *s;
-    HASH_FIND(hh, f->snaps, name, d + g, s);
-    if (s || !make)
+    char name[NAME_MAX_BYTES];
+    size_t n = item_name(name, sizeof name, k);
+    struct snap *s = NULL;
+    if (n)
+        HASH_FIND(hh, f->snaps, name, n, s);
+    if (s || !make || !n)
         return s;
     if (HASH_COUNT(f->snaps) >= SNAPS_MAX)
         forget_clean_snaps(f);
-    s = calloc(1, sizeof *s + d + g);
+    s = calloc(1, sizeof *s + n);
     if (s) {
-        memcpy(s->name, name, d + g);
-        s->group = s->name + d;
-        HASH_ADD_KEYPTR(hh, f->snaps, s->name, d + g, s);
+        memcpy(s->name, name, n);
+        s->group = s->name + strlen(s->name) + 1;
+        HASH_ADD_KEYPTR(hh, f->snaps, s->name, n, s);
     }
     return s;
 }
@@ -155,6 +164,13 @@ static struct value *read_file(struct nacos_client *c, const char *base, const s
     struct value *v = data ? value_new(data, len, NULL) : NULL;
     free(data);
     return v;
+}
+
+/** The last value known from a server: of the file, or on its way there. */
+static struct value *read_snapshot(struct nacos_client *c, const struct key *k)
+{
+    struct snap *s = find_snap(&c->config, k, false);
+    return s && s->pending ? value_ref(s->pending) : read_file(c, c->snapshot_base, k);
 }
 
 /* ---- answers to the host ------------------------------------------------------------------------------------------------- */
@@ -257,7 +273,7 @@ static void answer_ask(struct ask *a, struct value *v, const nacos_error *err)
         reply(a, v, NACOS_FROM_SERVER, err);
         return;
     }
-    struct value *old = read_file(c, c->snapshot_base, &k);
+    struct value *old = read_snapshot(c, &k);
     if (old)
         log_write(c->log, LOG_WARN, "%s; its snapshot is used instead", err->message);
     reply(a, old, NACOS_FROM_SNAPSHOT, old ? NULL : err);
@@ -304,30 +320,30 @@ static void on_fetched(void *arg, const struct http_response *r, const nacos_err
     longpoll_nudge(&c->longpoll);
 }
 
-/** A read that others may join, or NULL. */
-static struct fetch *find_fetch(struct nacos_client *c, const char *name, size_t len, int64_t timeout_ms)
+/** The read of this item that others may join, or NULL. */
+static struct fetch *find_fetch(struct nacos_client *c, const struct key *k)
 {
-    struct fetch *f;
-    HASH_FIND(hh, c->config.fetches, name, len, f);
-    return f && f->deadline - now_ms() >= timeout_ms * 4 / 5 ? f : NULL;
+    char name[NAME_MAX_BYTES];
+    size_t n = item_name(name, sizeof name, k);
+    struct fetch *f = NULL;
+    if (n)
+        HASH_FIND(hh, c->config.fetches, name, n, f);
+    return f;
 }
 
 static struct fetch *fetch(struct nacos_client *c, const struct key *k, int64_t timeout_ms)
 {
-    size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
-    struct fetch *f = calloc(1, sizeof *f + d + g), *same = NULL;
+    struct fetch *same = find_fetch(c, k);
+    if (same && same->deadline - now_ms() >= timeout_ms * 4 / 5)
+        return same;
+    size_t n = strlen(k->data_id) + strlen(k->group) + 2;
+    struct fetch *f = calloc(1, sizeof *f + n);
     if (!f)
         return NULL;
-    memcpy(f->name, k->data_id, d);
-    memcpy(f->name + d, k->group, g);
-    f->group = f->name + d;
-    if ((same = find_fetch(c, f->name, d + g, timeout_ms))) {
-        free(f);
-        return same;
-    }
+    item_name(f->name, n, k);
+    f->group = f->name + strlen(k->data_id) + 1;
     f->client = c;
     f->deadline = now_ms() + timeout_ms;
-    HASH_FIND(hh, c->config.fetches, f->name, d + g, same);
     f->shared = !same;
     struct question q;
     c->protocol->read(&q, &(struct key){f->name, f->group, c->ns});
@@ -336,7 +352,7 @@ static struct fetch *fetch(struct nacos_client *c, const struct key *k, int64_t 
         return NULL;
     }
     if (f->shared)
-        HASH_ADD_KEYPTR(hh, c->config.fetches, f->name, d + g, f);
+        HASH_ADD_KEYPTR(hh, c->config.fetches, f->name, n, f);
     c->config.fetching++;
     return f;
 }
@@ -392,9 +408,22 @@ static void ask_server(struct ask *a, request_done done)
         reply(a, NULL, NACOS_FROM_NONE, &no_memory);
 }
 
+/** Reads that began before this may show the old value: nobody joins them any more. */
+static void on_written(void *arg, const struct http_response *r, const nacos_error *err)
+{
+    struct ask *a = arg;
+    struct key k = ask_key(a);
+    struct fetch *f = find_fetch(a->client, &k);
+    if (f) {
+        HASH_DEL(a->client->config.fetches, f);
+        f->shared = false;
+    }
+    on_done(a, r, err);
+}
+
 static void write_run(struct job *job)
 {
-    ask_server((struct ask *)job, on_done);
+    ask_server((struct ask *)job, on_written);
 }
 
 uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeout_ms)
@@ -612,7 +641,7 @@ static void watch_fetched(struct nacos_watch *w, struct value *v, const nacos_er
     if (no_answer(err)) {
         if (!w->known) {
             struct value *over = read_file(c, c->failover_base, &w->key);
-            struct value *old = over || c->no_snapshot ? NULL : read_file(c, c->snapshot_base, &w->key);
+            struct value *old = over || c->no_snapshot ? NULL : read_snapshot(c, &w->key);
             if (over || old) {
                 deliver(w, over ? over : old, over ? NACOS_FROM_FAILOVER : NACOS_FROM_SNAPSHOT);
                 if (old) /* so that the first answer of a server tells whether it still is so */
@@ -676,6 +705,19 @@ void config_look_for_failover(struct nacos_client *c)
         timer_set(&c->engine->timers, &c->config.failover_timer, 0, look_for_failover, c);
 }
 
+struct nacos_watch *config_find(struct nacos_client *c, const struct key *k)
+{
+    char name[NAME_MAX_BYTES];
+    size_t n = item_name(name, sizeof name, k);
+    struct nacos_watch *w = NULL;
+    if (!n)
+        return NULL;
+    pthread_mutex_lock(&c->engine->lock);
+    HASH_FIND(hh, c->config.watches, name, n, w);
+    pthread_mutex_unlock(&c->engine->lock);
+    return w;
+}
+
 void config_changed(struct nacos_watch *w)
 {
     w->listed = true;
@@ -719,13 +761,12 @@ static bool post_watch(struct nacos_watch *w, void (*run)(struct job *))
 nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char *group)
 {
     nacos_engine *e = c->engine;
-    size_t d = strlen(data_id) + 1, g = strlen(group) + 1;
-    struct nacos_watch *w = calloc(1, sizeof *w + d + g), *same = NULL;
+    size_t n = strlen(data_id) + strlen(group) + 2;
+    struct nacos_watch *w = calloc(1, sizeof *w + n), *same = NULL;
     if (!w)
         return NULL;
-    memcpy(w->name, data_id, d);
-    memcpy(w->name + d, group, g);
-    w->key = (struct key){w->name, w->name + d, c->ns};
+    item_name(w->name, n, &(struct key){data_id, group, c->ns});
+    w->key = (struct key){w->name, w->name + strlen(data_id) + 1, c->ns};
     w->client = c;
     w->refs = 1;
     w->state = WATCH_RESTING;
@@ -733,11 +774,11 @@ nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char
     w->event.kind = NACOS_EVENT_CONFIG;
     w->event.id = engine_next_id(e);
     pthread_mutex_lock(&e->lock);
-    HASH_FIND(hh, c->config.watches, w->name, d + g, same);
+    HASH_FIND(hh, c->config.watches, w->name, n, same);
     if (same) {
         same->refs++;
     } else {
-        HASH_ADD_KEYPTR(hh, c->config.watches, w->name, d + g, w);
+        HASH_ADD_KEYPTR(hh, c->config.watches, w->name, n, w);
         c->status.watches++;
     }
     pthread_mutex_unlock(&e->lock);

@@ -58,6 +58,7 @@ struct config {
     int failovers;                  /* watches whose value is that of a failover file */
 };
 
+struct nacos_watch *config_find(struct nacos_client *c, const struct key *k);
 /** The value of a watch has been listed as changed (longpoll took it out of its batch). */
 void config_changed(struct nacos_watch *w);
 /** The server said that the value it holds is still the newest. */

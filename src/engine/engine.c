@@ -441,8 +441,9 @@ struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
 {
     struct event *got = NULL;
     int64_t begin = timeout_ms ? (int64_t)uv_hrtime() : 0;
-    /* as long as waits are short they are spent awake; a long one (a real network, an idle loop) ends that */
-    bool awake = timeout_ms && !e->alone && e->last_wait_ns < SPIN_NS;
+    /* A blocking call waits awake as long as such waits are short; a long one (a real network) ends that. A loop that waits for
+     * anything sleeps. */
+    bool awake = id && timeout_ms && !e->alone && e->last_wait_ns < SPIN_NS;
     pthread_mutex_lock(&e->lock);
     for (bool last = timeout_ms == 0;;) {
         struct event *ev = find_locked(e, id);
@@ -468,7 +469,7 @@ struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
     }
     settle_fd_locked(e);
     pthread_mutex_unlock(&e->lock);
-    if (timeout_ms)
+    if (id && timeout_ms)
         e->last_wait_ns = (int64_t)uv_hrtime() - begin;
     return got;
 }

@@ -30,7 +30,7 @@ struct http_call {
     size_t body_len, max_response;
     char *method, *url, *proxy;
     struct http_tls tls;
-    bool held, started, waiting;
+    bool held, fresh, started, waiting;
     int64_t deadline, connect_timeout_ms;
     struct timer timer; /* while it waits: its deadline */
     http_done done;
@@ -329,6 +329,8 @@ static void begin(struct http_call *c)
     }
     if (strcmp(c->method, c->body ? "POST" : "GET") != 0)
         curl_easy_setopt(e, CURLOPT_CUSTOMREQUEST, c->method);
+    if (c->fresh)
+        curl_easy_setopt(e, CURLOPT_FRESH_CONNECT, 1L);
     if (c->connect_to)
         curl_easy_setopt(e, CURLOPT_CONNECT_TO, c->connect_to);
     if (strncmp(c->url, "https:", 6) == 0)
@@ -421,6 +423,7 @@ struct http_call *http_start(struct http *h, const struct http_spec *s, http_don
     c->body_len = s->body_len;
     c->max_response = s->max_response;
     c->held = s->held;
+    c->fresh = s->fresh;
     c->deadline = now_ms() + s->timeout_ms;
     c->connect_timeout_ms = s->connect_timeout_ms;
     if (s->tls)

@@ -41,7 +41,8 @@ struct http_spec {
     const char *body;           /* not copied: must live until done or cancel */
     size_t body_len;
     int64_t timeout_ms, connect_timeout_ms;
-    bool held; /* a long poll */
+    bool held;  /* a long poll */
+    bool fresh; /* on a new connection: on a kept one that ends without an answer libcurl would send it again */
     const struct http_tls *tls;
     const char *proxy; /* NULL: none; the environment is never asked */
     size_t max_response;

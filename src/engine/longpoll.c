@@ -22,7 +22,7 @@ struct batch {
     struct request *poll;
     struct timer timer; /* set while it pauses */
     int64_t sent;
-    bool probe;  /* sent with "do not hold", after a failure */
+    bool probe;  /* sent with "do not hold", after a failure of the server or of a read */
     int quick;   /* quick answers in a row */
     int changed; /* in the answer being read */
 };
@@ -154,16 +154,7 @@ static void on_key(void *arg, const struct key *k)
 {
     struct batch *b = arg;
     struct nacos_client *c = b->l->client;
-    size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
-    char name[1024];
-    if (d + g > sizeof name || strcmp(k->ns, c->ns) != 0)
-        return;
-    memcpy(name, k->data_id, d);
-    memcpy(name + d, k->group, g);
-    struct nacos_watch *w;
-    pthread_mutex_lock(&c->engine->lock);
-    HASH_FIND(hh, c->config.watches, name, d + g, w);
-    pthread_mutex_unlock(&c->engine->lock);
+    struct nacos_watch *w = strcmp(k->ns, c->ns) == 0 ? config_find(c, k) : NULL;
     if (!w || w->state != WATCH_ARMED || w->batch != b)
         return;
     cut(&b->watches, w);
@@ -195,8 +186,10 @@ static void answered(struct batch *b, const struct http_response *r)
     b->changed = 0;
     c->protocol->listen_changed(r, on_key, b);
     double now = unix_now();
-    for (struct nacos_watch *w = b->watches; w; w = w->next)
+    for (struct nacos_watch *w = b->watches; w; w = w->next) {
+        w->failures = 0;
         config_confirmed(w, now);
+    }
     if (was_down) {
         for (struct batch *o = l->batches; o; o = o->next)
             if (o != b && !o->poll)
@@ -258,6 +251,8 @@ static void post(struct batch *b)
         return; /* answered() sets it going */
     struct question q;
     b->probe = l->failures > 0;
+    for (struct nacos_watch *w = b->watches; w; w = w->next)
+        b->probe |= w->failures > 0; /* its last read failed: whether its value still holds should be known now, not in 30 s */
     c->protocol->listen(&q, c->ns, c->poll_timeout_ms, b->probe);
     for (struct nacos_watch *w = b->watches; w; w = w->next)
         c->protocol->listen_add(&q, &w->key, w->server_md5);

@@ -132,6 +132,8 @@ static void on_response(void *arg, struct http_response *resp)
     if (!r->direct)
         servers_worked(&c->servers, r->origin);
     client_note(c, r->origin, NULL);
+    if (v == VERDICT_ANSWER && !r->direct)
+        auth_accepted(&c->auth, r->token_used);
     if (v == VERDICT_AGAIN && r->deadline - now_ms() > AGAIN_MS) {
         r->error = err;
         r->tried &= ~r->current;
@@ -262,6 +264,7 @@ static void attempt(struct request *r)
         .timeout_ms = share(r, left),
         .connect_timeout_ms = CONNECT_MS,
         .held = r->q.hold_ms > 0,
+        .fresh = r->q.cas,
         .tls = &c->tls,
         .proxy = https ? c->proxy_https : c->proxy_http,
         .max_response = c->max_response,

@@ -481,17 +481,12 @@ static int watch_peek(lua_State *L)
     nacos_value v;
     if (!w || !nacos_peek(w, known, &v))
         return 0;
-    if (v.version == known) {
-        lua_pushnumber(L, v.confirmed);
-        lua_setfield(L, 2, "confirmed");
-    } else {
-        static const char *const all[] = {"content", "md5", "type", "source", "confirmed"};
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-            lua_pushnil(L);
-            lua_setfield(L, 2, all[i]);
-        }
-        set_value(L, &v);
+    static const char *const all[] = {"source", "confirmed", "content", "md5", "type"};
+    for (size_t i = 0; i < (v.version == known ? 2 : sizeof all / sizeof *all); i++) {
+        lua_pushnil(L);
+        lua_setfield(L, 2, all[i]);
     }
+    set_value(L, &v);
     return 1;
 }
 

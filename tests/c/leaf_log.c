@@ -190,6 +190,7 @@ static void log_keeps_all_backups(void)
 static void log_follows_the_local_zone(void)
 {
     setenv("TZ", "XYZ-2", 1);
+    tzset();
     struct log *l = open_fake(dir, 0);
     atomic_store(&fake_time, NOON + 10 * 3600000 - 1);
     log_write(l, LOG_INFO, "before");

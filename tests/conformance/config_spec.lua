@@ -152,8 +152,9 @@ describe("configuration on " .. target.name, function()
   it("takes every character that a name may have, up to its full length", function()
     local group = "G_-.:" .. target.group()
     local ids = {
-      "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", "_-.:", ":", "a..b", ".x", "-x-", -- not ".": a real server could not keep a file of that name
-      ("i"):rep(250), -- 256 are legal, but a real server keeps the name in a column of 255 and in a file name
+      "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789", "_-.:", ":", "a..b", ".x", "-x-",
+      -- a real server keeps an item in a file of that name: so not ".", and not all of the 256 that are legal
+      ("i"):rep(250),
     }
     for i, id in ipairs(ids) do
       put(client, id, group, "value " .. i)

@@ -7,7 +7,7 @@
 --   LUNACOS_RESTART       command that starts it again there, and ends when it can be used
 --
 --   target.name .version .auth .real .url     .username .password (of the administrator, nil without auth)
---   target.client(opts) -> client             as the administrator, files in a folder of its own; closed after the test by target.close_all()
+--   target.client(opts) -> client     as the administrator; target.close_all() after the test closes it
 --   target.request(method, path, params) -> status, body      one raw HTTP request, with the administrator's token
 --   target.content(data_id, group, namespace) -> what the server's read path shows right now, or nil
 --   target.kill9()    target.restart() -> process that ends when the server can be used again; pass it to target.back()
@@ -64,7 +64,8 @@ function target.kill9()
   local pid = support.read(home .. "/nacos.pid"):match("%d+")
   os.execute("kill -9 " .. pid)
   support.eventually(function()
-    return support.read("/proc/" .. pid .. "/stat") == nil, "pid " .. pid .. " is still there"
+    local stat = support.read("/proc/" .. pid .. "/stat")
+    return stat == nil or stat:match("%) Z "), "pid " .. pid .. " is still there"
   end)
 end
 
@@ -139,6 +140,8 @@ function target.content(data_id, group, namespace)
   return status == 200 and body or nil
 end
 
+target.snapshot_base = folder .. "/snapshot"
+
 -- ---- clients -------------------------------------------------------------------------------------------------------------
 
 local clients = {}
@@ -148,7 +151,7 @@ function target.client(opts)
   local all = {
     server_addresses = target.url:match("^(.*)/nacos$"),
     username = target.username, password = target.password,
-    snapshot_base = folder .. "/snapshot", failover_base = folder .. "/failover",
+    snapshot_base = target.snapshot_base, failover_base = folder .. "/failover",
     log_level = "OFF",
     default_timeout = 15, -- a machine at work; the tests of time-outs say their own
   }
@@ -188,7 +191,8 @@ end
 function target.arrives(changes, content, seconds)
   return support.eventually(function()
     local last = changes[#changes]
-    return last ~= nil and last.content == content, "the newest of " .. #changes .. " changes is " .. tostring(last and last.content)
+    return last ~= nil and last.content == content,
+      ("the newest of %d changes is %s"):format(#changes, last and last.content)
   end, seconds or 5)
 end
 

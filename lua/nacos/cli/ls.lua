@@ -44,7 +44,7 @@ function ls.run(args, settings)
       common.write(table.concat(lines, "\n"), "\n")
     end
     found, page, pages = found + #lines, page + 1, answer.pages
-  until page > pages
+  until page > pages or #answer.items == 0
   client:close()
   return (found == 0 and args.pattern) and common.NOT_FOUND or common.DONE
 end

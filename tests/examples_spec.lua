@@ -1,0 +1,189 @@
+--- The scripts in scripts/ do what they say.
+
+local support = require("support")
+
+local scripts = support.root .. "/scripts/"
+local server
+
+setup(function()
+  server = support.start_server()
+end)
+
+teardown(function()
+  assert.equal(0, server:stop())
+end)
+
+local function publish(data_id, content, namespace)
+  local words = { support.lunacos, "set", data_id, "-s", server.address, "--type", "text", "-n", namespace or "" }
+  assert.same({ 0, "", "" }, { support.run(words, { stdin = content }) })
+end
+
+local function remove(data_id)
+  assert.equal(0, (support.run({ support.lunacos, "rm", data_id, "-s", server.address })))
+end
+
+---Run an example with the executable.
+local function agent(words)
+  return support.start({ support.lunacos, "run", "-s", server.address, scripts .. words[1], table.unpack(words, 2) })
+end
+
+---Run an example with plain Lua, as an embedding host would.
+local function plain(words)
+  return support.start({ "lua5.4", scripts .. words[1], table.unpack(words, 2) }, {
+    env = { LUA_PATH = package.path, LUA_CPATH = package.cpath },
+  })
+end
+
+local function eventually(process, what, fn)
+  return support.eventually(function()
+    return fn(), ("%s\nstdout: %s\nstderr: %s"):format(what, process:stdout(), process:stderr())
+  end, 8)
+end
+
+local function eventually_prints(process, text)
+  return eventually(process, "not printed: " .. text, function()
+    return process:stdout():find(text, 1, true)
+  end)
+end
+
+describe("render-agent.lua", function()
+  local folder, output
+
+  before_each(function()
+    folder = support.tmpdir()
+    output = folder .. "/out.conf"
+  end)
+
+  local function eventually_file(process, text)
+    return eventually(process, "the file is not: " .. text, function()
+      return support.read(output) == text
+    end)
+  end
+
+  it("renders, renders again after a change, and runs the command only then", function()
+    publish("ra.json", '{"port": 8080}')
+    publish("ra.hosts", "a b")
+    support.write(folder .. "/t", "port {{ config('ra.json').port }}\nhosts {{ text('ra.hosts') }}\n")
+    local process = agent({ "render-agent.lua", folder .. "/t", output, "cat", output, ">>", folder .. "/applied" })
+    local first = "port 8080\nhosts a b\n"
+    eventually_file(process, first)
+    publish("ra.json", '{"port":8080}') -- other bytes, the same rendering
+    publish("ra.hosts", "c")
+    local second = "port 8080\nhosts c\n"
+    eventually_file(process, second)
+    publish("ra.json", '{"port": 9090}')
+    local third = "port 9090\nhosts c\n"
+    eventually_file(process, third)
+    eventually(process, "the command did not run", function()
+      return support.read(folder .. "/applied") == first .. second .. third
+    end)
+    process:signal("TERM")
+    assert.equal(0, process:wait(3))
+    assert.equal("", process:stderr())
+    assert.equal(3, select(2, process:stdout():gsub("rendered", "")))
+  end)
+
+  it("leaves the file alone when it has nothing new, and when it cannot be rendered", function()
+    publish("rb", "1")
+    support.write(folder .. "/t", "{{ text('rb') }}{{ text('rb2') }}")
+    support.write(output, "12")
+    local process = agent({ "render-agent.lua", folder .. "/t", output, "echo applied" })
+    eventually(process, "no complaint", function()
+      return process:stderr():find("render%-agent: .-:1: configuration 'rb2' .- does not exist")
+    end)
+    publish("rb2", "2") -- what was missing appears
+    publish("rb", "3")
+    eventually_file(process, "32")
+    eventually_prints(process, "applied")
+    remove("rb")
+    eventually(process, "no complaint", function()
+      return process:stderr():find("configuration 'rb' .- does not exist")
+    end)
+    assert.equal("32", support.read(output))
+    assert.equal(0, process:stop())
+    assert.equal(1, select(2, process:stdout():gsub("applied", "")))
+  end)
+
+  it("goes on after a command that fails", function()
+    publish("rc", "1")
+    support.write(folder .. "/t", "{{ text('rc') }}")
+    local process = agent({ "render-agent.lua", folder .. "/t", output, "false" })
+    eventually(process, "no complaint", function()
+      return process:stderr():find("render-agent: command failed: false", 1, true)
+    end)
+    publish("rc", "2")
+    eventually_file(process, "2")
+    assert.equal(0, process:stop())
+  end)
+
+  it("ends with an error for a template that does not compile, and without arguments", function()
+    support.write(folder .. "/t", "\n{% if %}")
+    local words = { support.lunacos, "run", scripts .. "render-agent.lua", folder .. "/t", output }
+    local code, _, err = support.run(words)
+    assert.equal(1, code)
+    assert.matches("/t:2: unexpected symbol", err)
+    code, _, err = support.run({ support.lunacos, "run", scripts .. "render-agent.lua" })
+    assert.equal(1, code)
+    assert.matches("lunacos: usage: render%-agent.lua TEMPLATE OUTPUT", err)
+  end)
+end)
+
+describe("frame-loop.lua", function()
+  it("draws frames with the newest value and prints what an idle step costs", function()
+    publish("speed", "5")
+    local process = plain({ "frame-loop.lua", server.address, "speed", "240" })
+    eventually_prints(process, "event: speed = 5")
+    eventually_prints(process, "frame 60: speed 5")
+    publish("speed", "6")
+    eventually_prints(process, ": speed 6")
+    assert.equal(0, process:wait(30))
+    local cost = tonumber(process:stdout():match("an idle step%(0%) costs (%d+) ns"))
+    assert(cost and cost < 20000, process:stdout())
+    assert.equal("", process:stderr())
+  end)
+end)
+
+describe("luv-loop.lua", function()
+  it("delivers changes from luv's loop, and its own timer runs, too", function()
+    publish("luv", "1")
+    local process = plain({ "luv-loop.lua", server.address, "luv" })
+    eventually_prints(process, "changed: 1\nand 0.1 s later\n")
+    publish("luv", "2")
+    eventually_prints(process, "changed: 2\nand 0.1 s later\n")
+    process:signal("TERM")
+    assert.equal(0, process:wait(3))
+    assert.matches("luv's own timer ran, too\n$", process:stdout())
+    assert.equal("", process:stderr())
+  end)
+end)
+
+describe("namespaces.lua", function()
+  it("reads and follows one configuration in several namespaces", function()
+    publish("shared", "in public")
+    publish("shared", "in dev", "dev")
+    local process = agent({ "namespaces.lua", "shared", "public", "dev", "empty" })
+    eventually_prints(process, "public: in public\n")
+    eventually_prints(process, "dev: in dev\n")
+    eventually(process, "no word on the third", function()
+      return process:stdout():find("empty: cannot read shared .- it does not exist\n")
+    end)
+    publish("shared", "new", "empty")
+    eventually_prints(process, "empty: now new\n")
+    process:signal("INT")
+    assert.equal(0, process:wait(3))
+    assert.equal("", process:stderr())
+  end)
+end)
+
+describe("every example", function()
+  it("is short", function()
+    local _, list = support.run("ls " .. scripts .. "*.lua")
+    local count = 0
+    for path in list:gmatch("%S+") do
+      local lines = select(2, support.read(path):gsub("\n", ""))
+      assert(lines <= 40, path .. " has " .. lines .. " lines")
+      count = count + 1
+    end
+    assert(count >= 4)
+  end)
+end)
