@@ -465,9 +465,10 @@ describe("lunacos and https", function()
     certificates = support.tmpdir()
     local code, _, err = support.run([[
       openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=ca -keyout ca.key -out ca.pem
+      echo subjectAltName=DNS:nacos.test >ext
       for name in server client; do
-        openssl req -newkey rsa:2048 -nodes -subj /CN=nacos.test -addext subjectAltName=DNS:nacos.test -keyout $name.key -out $name.csr
-        openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -copy_extensions copy -days 2 -out $name.pem || exit
+        openssl req -newkey rsa:2048 -nodes -subj /CN=nacos.test -keyout $name.key -out $name.csr
+        openssl x509 -req -in $name.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out $name.pem || exit
       done]], { cwd = certificates })
     assert.equal(0, code, err)
     local tls = { "--tls-cert", certificates .. "/server.pem", "--tls-key", certificates .. "/server.key" }

@@ -59,21 +59,22 @@ function support.write(path, text)
   assert(file:close())
 end
 
--- Folders to remove and processes to kill when the Lua state closes, also after a failed test.
-local folders, living = {}, {}
+-- The folder to remove and the processes to kill when the Lua state closes, also after a failed test.
+local top, folders, living = nil, 0, {}
 support.at_exit = setmetatable({}, { __gc = function()
   for pid in pairs(living) do
     os.execute("kill -9 " .. pid .. " 2>/dev/null")
   end
-  for _, folder in ipairs(folders) do
-    os.execute("rm -rf " .. support.q(folder))
+  if top then
+    os.execute("rm -rf " .. support.q(top))
   end
 end })
 
 function support.tmpdir()
-  local folder = slurp("mktemp -d /tmp/lunacos-test.XXXXXX")
-  assert(folder ~= "", "mktemp failed")
-  folders[#folders + 1] = folder
+  top = top or assert(uv.fs_mkdtemp("/tmp/lunacos-test.XXXXXX"))
+  folders = folders + 1
+  local folder = top .. "/" .. folders
+  assert(uv.fs_mkdir(folder, tonumber("700", 8)))
   return folder
 end
 

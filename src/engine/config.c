@@ -161,7 +161,7 @@ static struct value *read_file(struct nacos_client *c, const char *base, const s
 {
     size_t len = 0;
     char *data = snapshot_read(base, k->data_id, k->group, c->ns, c->max_response, &len, c->log);
-    struct value *v = data ? value_new(data, len, NULL) : NULL;
+    struct value *v = data ? value_new(data, len, NULL, NULL) : NULL;
     free(data);
     return v;
 }
@@ -301,7 +301,7 @@ static void on_fetched(void *arg, const struct http_response *r, const nacos_err
     if (f->shared)
         HASH_DEL(c->config.fetches, f);
     c->config.fetching--;
-    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, r->config_type) : NULL;
+    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, r->config_type, r->content_md5) : NULL;
     bool save = f->watch != NULL;
     for (struct ask *a = f->asks; a && !save; a = a->next)
         save = a->flags == 0;
@@ -395,7 +395,7 @@ uint64_t nacos_get_config(nacos_client *c, const char *data_id, const char *grou
 static void on_done(void *arg, const struct http_response *r, const nacos_error *err)
 {
     struct ask *a = arg;
-    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, NULL) : NULL;
+    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, NULL, "") : NULL;
     reply(a, v, NACOS_FROM_SERVER, err);
     value_unref(v);
 }
@@ -483,7 +483,7 @@ uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *gr
 
 static void reply_version(struct ask *a, const char *version)
 {
-    struct value *v = value_new(version, strlen(version), NULL);
+    struct value *v = value_new(version, strlen(version), NULL, "");
     reply(a, v, NACOS_FROM_SERVER, v ? NULL : &no_memory);
     value_unref(v);
 }

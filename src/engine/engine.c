@@ -35,7 +35,7 @@ double unix_now(void)
 
 /* ---- values and events ----------------------------------------------------------------------------------------------------- */
 
-struct value *value_new(const void *data, size_t len, const char *type)
+struct value *value_new(const void *data, size_t len, const char *type, const char *md5)
 {
     struct value *v = malloc(sizeof *v + len + 1);
     if (!v)
@@ -45,7 +45,10 @@ struct value *value_new(const void *data, size_t len, const char *type)
     if (len)
         memcpy(v->data, data, len);
     v->data[len] = 0;
-    nacos_md5(v->data, len, v->md5);
+    if (md5)
+        snprintf(v->md5, sizeof v->md5, "%s", md5);
+    else
+        nacos_md5(v->data, len, v->md5);
     snprintf(v->type, sizeof v->type, "%s", type ? type : "");
     return v;
 }

@@ -23,8 +23,8 @@ struct value {
     char data[]; /* NUL-terminated beyond len */
 };
 
-/** NULL: out of memory. One reference is the caller's. `type` may be NULL. */
-struct value *value_new(const void *data, size_t len, const char *type);
+/** NULL: out of memory. One reference is the caller's. `type` may be NULL, `md5` too: then it is computed. */
+struct value *value_new(const void *data, size_t len, const char *type, const char *md5);
 struct value *value_ref(struct value *v); /* NULL is fine */
 void value_unref(struct value *v);        /* likewise */
 
