@@ -15,7 +15,7 @@
  * Threads: one host thread at a time may use an engine and its clients. Different engines are independent.
  * Strings given to a function are copied before it returns. Durations are milliseconds, times come from the monotonic clock
  * unless a field says "unix".
- * After fork() the child owns none of this: every function that can fail answers NACOS_FORKED there, and the child must not free.
+ * After fork() the child owns none of this: it may ask nacos_engine_forked() and must call nothing else with what the parent made.
  */
 #ifndef NACOS_H
 #define NACOS_H

@@ -75,7 +75,7 @@ describe("the caller's mistakes", function()
       { function() client:get_config("a", "g", 0 / 0) end, "finite" },
       { function() client:get_config("a", "g", 1, "yes") end, "no_snapshot" },
       { function() client:get_config("a", "g", 1, true, 5) end, "too many" },
-      { function() client:get_config { data_id = "a", grp = "g" } end, "did you mean 'group'?" },
+      { function() client:get_config { data_id = "a", gruop = "g" } end, "did you mean 'group'?" },
       { function() client:get_config("a", { data_id = "a" }) end, "twice" },
       { function() client:publish_config("a", "g") end, "content" },
       { function() client:publish_config("a", "g", nil) end, "content" },
@@ -88,14 +88,14 @@ describe("the caller's mistakes", function()
       { function() client:publish_config("a", "g", "v", { wait = 1 }) end, "boolean expected, got number" },
       { function() client:publish_config("a", "g", "v", { tags = {} }) end, "string expected, got table" },
       { function() client:remove_config() end, "data_id" },
-      { function() client:remove_config("a", "g", {}, 1) end, "timeout" },
+      { function() client:remove_config("a", "g", "x") end, "timeout" },
       { function() client:get_configs { page = 0 } end, "at least 1" },
       { function() client:get_configs { page_size = 501 } end, "at most 500" },
       { function() client:get_configs { pagesize = 5 } end, "did you mean 'page_size'?" },
       { function() client:each_config { page = "x" } end, "number expected, got string" },
       { function() client:add_config_watcher("a", "g") end, "cb" },
       { function() client:add_config_watcher("a", "g", "print") end, "function expected, got string" },
-      { function() client:add_config_watcher("a", print) end, "group" },
+      { function() client:add_config_watcher("a", print, print) end, "group" },
       { function() client:add_config_watchers("a", "g", print) end, "table expected, got function" },
       { function() client:add_config_watchers("a", "g", { print, 1 }) end, "element 2" },
       { function() client:remove_config_watcher("a", "g") end, "cb" },
@@ -177,7 +177,8 @@ describe("a server that answers", function()
   local modes = {
     { "with garbage", { garbage = true }, "unavailable" },
     { "without end", { endless = true }, "protocol unavailable" },
-    { "half a body", { drop_at = 250 }, "unavailable" },
+    { "half a head", { drop_at = 100 }, "unavailable protocol" },
+    { "half a body", { status = 200, body = "old", headers = { ["Content-MD5"] = nacos.md5("old value") } }, "protocol" },
     { "a body longer than it says", { length = 3 }, "protocol" },
     { "a body shorter than it says", { length = 5000 }, "unavailable" },
     { "a web page", { status = 200, body = HTML, headers = { ["Content-Type"] = "text/html" } }, "protocol" },
@@ -362,7 +363,7 @@ describe("a server that answers", function()
   it("strange things to a long poll is asked again, and nothing is told of it", function()
     for _, body in ipairs {
       HTML, "garbage", "%", "%0", "%zz%02%01", "\1\2\1\2", "%01%02%01", "item%02", "item%02DEFAULT_GROUP%02%02%02%01", "item",
-      ("a%02b%01"):rep(20000), ("x"):rep(99999), "item\0%02DEFAULT_GROUP%01", '{"code":200}',
+      ("a%02b%01"):rep(20000), ("x"):rep(99999), "item%00%02DEFAULT_GROUP%01", '{"code":200}',
     } do
       server:clear_faults()
       server:faults { path = "/nacos/v1/cs/configs/listener", status = 200, body = body, times = 3 }
@@ -379,16 +380,182 @@ end)
 
 -- ---- the spin floor ----------------------------------------------------------------------------------------------------------------
 
-describe("no failure makes a client ask faster than", function()
-  local SECONDS = 3
+describe("no failure makes a client spin:", function()
+  local SECONDS, WATCHES = 4, 20
+  local servers = {}
+
+  local lines = {}
+  for i = 1, WATCHES do
+    lines[i] = ("item%d%%02DEFAULT_GROUP%%01"):format(i)
+  end
+  local faults = {
+    ["garbage"] = { garbage = true },
+    ["endless"] = { endless = true },
+    ["closed at once"] = { drop_at = 0 },
+    ["half an answer"] = { drop_at = 100 },
+    ["too long a length"] = { length = 5000 },
+    ["too short a length"] = { length = 1 },
+    ["a web page"] = { status = 200, body = "<html>x</html>" },
+    ["an empty 200"] = { status = 200, body = "" },
+    ["204"] = { status = 204 },
+    ["302"] = { status = 302 },
+    ["400"] = { status = 400, body = "no" },
+    ["403"] = { status = 403, body = '{"message":"authorization failed!"}' },
+    ["403 for a token"] = { status = 403, body = '{"message":"token expired!"}' },
+    ["404"] = { status = 404, body = "<html>" },
+    ["409"] = { status = 409, body = "requested file is being modified, please try later." },
+    ["410"] = { status = 410 },
+    ["429"] = { status = 429 },
+    ["500"] = { status = 500, body = "caused: x;" },
+    ["503"] = { status = 503 },
+    ["not found"] = { status = 404, body = "config data not exist\n" },
+    ["a change that is none"] = { status = 200, body = "item1%02DEFAULT_GROUP%01\n" },
+    ["changes of everything"] = { status = 200, body = table.concat(lines) .. "\n" },
+    ["changes of the unknown"] = { status = 200, body = "nobody%02DEFAULT_GROUP%01\n" },
+    ["namespace public"] = { status = 200, body = "item1%02DEFAULT_GROUP%02public%01\n" },
+  }
+
+  -- a server for each fault, so that all are measured in the same seconds
+  setup(function()
+    for name in pairs(faults) do
+      local server = support.start_server()
+      servers[name] = server
+      local writer, tasks = lab.client(server), {}
+      for i = 1, WATCHES do
+        tasks[i] = function() assert(writer:publish_config("item" .. i, nil, "v", { type = "text" })) end
+      end
+      for i, id in ipairs { "alone", "secured" } do
+        tasks[WATCHES + i] = function() assert(writer:publish_config(id, nil, "v", { type = "text" })) end
+      end
+      lab.together(table.unpack(tasks))
+      lab.close_all()
+    end
+  end)
+  teardown(function()
+    for _, server in pairs(servers) do
+      server:stop()
+    end
+  end)
+  after_each(lab.close_all)
+
+  local function callback(change)
+    assert(change.content == nil or change.content == "v")
+  end
+
+  local function wait(seconds)
+    local till = lab.now() + seconds
+    while lab.now() < till do
+      nacos.step(0.05)
+    end
+  end
+
+  ---How often a server was asked: reads of the items item1 … (of the most read one), polls that name an item, logins.
+  local function count(server)
+    local n = { logins = 0, reads = { most = 0 }, polls = { items = 0, alone = 0, secured = 0 } }
+    for _, request in ipairs(server:requests().requests) do
+      local fields = lab.form(request.method == "GET" and request.query or request.body)
+      if request.path:find("/auth/", 1, true) then
+        n.logins = n.logins + 1
+      elseif request.method == "GET" then
+        local id = fields.dataId
+        n.reads[id] = (n.reads[id] or 0) + 1
+        n.reads.most = math.max(n.reads.most, n.reads[id])
+      else
+        local keys = fields["Listening-Configs"]
+        local who = keys:find("alone\2", 1, true) and "alone" or keys:find("secured\2", 1, true) and "secured" or "items"
+        n.polls[who] = n.polls[who] + 1
+      end
+    end
+    return n
+  end
+
+  -- In these four seconds a client in back-off asks some six times for the same thing. Twice that is no spin; one that does not back off,
+  -- or only a little, is far above.
+  local LIMIT = 20
+
+  for _, path in ipairs { "/nacos/v1/cs/configs/listener", "/nacos/v1/cs/configs", "/nacos/*" } do
+    it(path .. " may answer what it wants", function()
+      for name, fault in pairs(faults) do
+        local server, all = servers[name], { path = path }
+        for k, v in pairs(fault) do
+          all[k] = v
+        end
+        server:clear_faults()
+        server:clear_requests()
+        server:faults(all)
+        local many = lab.client(server)
+        for i = 1, WATCHES do
+          many:add_config_watcher("item" .. i, nil, callback)
+        end
+        lab.client(server):add_config_watcher("alone", nil, callback)
+        lab.client(server, { username = "user", password = "pw" }):add_config_watcher("secured", nil, callback)
+      end
+      wait(SECONDS)
+      local bad = {}
+      for name, server in pairs(servers) do
+        local n = count(server)
+        local text = ("%s: at most %d reads of an item, %d, %d and %d polls, %d logins"):format(name, n.reads.most, n.polls.items,
+          n.polls.alone, n.polls.secured, n.logins)
+        if os.getenv("VERBOSE") then
+          print(path, text)
+        end
+        if n.reads.most > LIMIT or n.polls.alone > LIMIT or n.polls.secured > LIMIT or n.logins > LIMIT or n.polls.items > LIMIT * WATCHES / 2 then
+          bad[#bad + 1] = text
+        end
+      end
+      lab.close_all()
+      assert.equal("", table.concat(bad, "\n"))
+    end)
+  end
+
+  it("a read asks a few times only", function()
+    local bad, tasks = {}, {}
+    for name, server in pairs(servers) do
+      local fault = { path = "/nacos/*" }
+      for k, v in pairs(faults[name]) do
+        fault[k] = v
+      end
+      server:clear_faults()
+      server:faults(fault)
+      server:clear_requests()
+      tasks[#tasks + 1] = function()
+        lab.client(server):get_config("item1", nil, 1, true)
+        local n = server:requests().total
+        if n < 1 or n > 8 then
+          bad[#bad + 1] = ("%s: %.0f requests for one read of a second"):format(name, n)
+        end
+      end
+    end
+    lab.together(table.unpack(tasks))
+    assert.equal("", table.concat(bad, "\n"))
+  end)
+
+  it("no server at all is asked for in growing intervals", function()
+    local rogue = lab.rogue("deaf")
+    local client = lab.client(rogue.base)
+    for i = 1, 50 do
+      client:add_config_watcher("item" .. i, nil, callback)
+    end
+    wait(1)
+    local before = #rogue:lines()
+    wait(SECONDS)
+    local n = #rogue:lines() - before
+    assert.is_true(n >= 1 and n < SECONDS * 10, n .. " connections in " .. SECONDS .. " s")
+    rogue:stop()
+    local cpu = os.clock()
+    wait(1)
+    assert.is_true(os.clock() - cpu < 0.5, "and costs no processor time")
+  end)
+end)
+
+-- ---- files -------------------------------------------------------------------------------------------------------------------------
+
+describe("a snapshot", function()
   local server
 
   setup(function()
     server = support.start_server()
-    local writer = lab.client(server)
-    for i = 1, 20 do
-      assert(writer:publish_config("item" .. i, nil, "v", { type = "text" }))
-    end
+    assert(lab.client(server):publish_config("item", nil, ("value"):rep(1000), { type = "text" }))
   end)
   teardown(function()
     server:stop()
@@ -398,78 +565,177 @@ describe("no failure makes a client ask faster than", function()
     server:clear_faults()
   end)
 
-  local faults = {
-    garbage = { garbage = true }, endless = { endless = true }, ["closed at once"] = { drop_at = 0 }, ["half an answer"] = { drop_at = 100 },
-    ["wrong length"] = { length = 5000 }, ["too short a length"] = { length = 1 }, ["a page"] = { status = 200, body = "<html>x</html>" },
-    ["an empty 200"] = { status = 200, body = "" }, ["204"] = { status = 204 }, ["302"] = { status = 302 }, ["400"] = { status = 400, body = "no" },
-    ["403"] = { status = 403, body = '{"message":"authorization failed!"}' }, ["403 of a token"] = { status = 403, body = '{"message":"token expired!"}' },
-    ["404"] = { status = 404, body = "<html>" }, ["409"] = { status = 409, body = "requested file is being modified, please try later." },
-    ["410"] = { status = 410 }, ["429"] = { status = 429 }, ["500"] = { status = 500, body = "caused: x;" }, ["503"] = { status = 503 },
-    ["not found"] = { status = 404, body = "config data not exist\n" },
-    ["a change that is none"] = { status = 200, body = "item1%02DEFAULT_GROUP%01\n" },
-    ["changes of everything"] = { status = 200 }, ["changes of the unknown"] = { status = 200, body = "nobody%02DEFAULT_GROUP%01\n" },
-    ["namespace public"] = { status = 200, body = "item1%02DEFAULT_GROUP%02public%01\n" },
-  }
-  local lines = {}
-  for i = 1, 20 do
-    lines[i] = ("item%d%%02DEFAULT_GROUP%%01"):format(i)
-  end
-  faults["changes of everything"].body = table.concat(lines) .. "\n"
+  local VALUE = ("value"):rep(1000)
 
-  ---Twenty clients of one watch each and one client of twenty watches; requests that they send in SECONDS of this fault, after the first
-  ---second (in which every one may try a few times).
-  local function measure(fault)
-    server:clear_faults()
-    server:faults(fault)
-    local clients, told = {}, 0
-    local function callback(change)
-      assert(change.content == nil or change.content == "v")
-      told = told + 1
-    end
-    local many = lab.client(server, { default_timeout = 1 })
-    for i = 1, 20 do
-      many:add_config_watcher("item" .. i, nil, callback)
-    end
-    for i = 1, 5 do
-      clients[i] = lab.client(server, { username = i == 5 and "user" or nil, password = "pw" })
-      clients[i]:add_config_watcher("item" .. i, nil, callback)
-    end
-    local end_of_first = lab.now() + 1
-    while lab.now() < end_of_first do
-      nacos.step(0.05)
-    end
-    local first = server:requests().total
-    local begin = lab.now()
-    while lab.now() < begin + SECONDS do
-      nacos.step(0.05)
-    end
-    local total = server:requests().total
-    local per_minute = (total - first) * 60 / (lab.now() - begin)
-    lab.close_all()
-    server:clear_requests()
-    return per_minute / 6, first, told
+  ---A client with a log, whose snapshot of "item" is written.
+  local function with_snapshot()
+    local log = support.tmpdir()
+    local client = lab.client(server, { log_level = "WARN", log_dir = log })
+    assert.equal(VALUE, (client:get_config("item")))
+    local path = lab.snapshot(client, "item")
+    support.eventually(function() return support.read(path) == VALUE end)
+    return client, path, function() return support.read(log .. "/lunacos.log") or "" end
   end
 
-  -- One request a second for each client and each fetch path is far from a spin, and generous: 25 items are watched by 6 clients.
-  local LIMIT = 600
-  for _, path in ipairs { "/nacos/v1/cs/configs/listener", "/nacos/v1/cs/configs", "/nacos/*" } do
-    it(LIMIT .. " requests a minute and client, whatever " .. path .. " answers", function()
-      local bad, n = {}, 0
-      for name, fault in pairs(faults) do
-        n = n + 1
-        local all = { path = path }
-        for k, v in pairs(fault) do
-          all[k] = v
+  local function break_server()
+    server:faults { path = "/nacos/*", status = 503, body = "down" }
+  end
+
+  it("that cannot be read counts as absent, is logged, and is replaced when the server answers", function()
+    for what, damage in pairs {
+      directory = function(path) os.execute("rm " .. path .. " && mkdir " .. path) end,
+      fifo = function(path) os.execute("rm " .. path .. " && mkfifo " .. path) end,
+      ["link to itself"] = function(path) os.execute("rm " .. path .. " && ln -s item+DEFAULT_GROUP+ " .. path) end,
+      ["too large"] = function(path) os.execute("truncate -s 2G " .. path) end,
+    } do
+      local client, path, log = with_snapshot()
+      damage(path)
+      break_server()
+      local took, content, err = lab.timed(client.get_config, client, "item", nil, 1)
+      assert.is_nil(content, what)
+      assert.equal("unavailable", err.code)
+      assert.is_true(took < 1.5)
+      assert.matches("item+DEFAULT_GROUP+", log(), 1, true)
+      local seen, callback = lab.recorder()
+      client:add_config_watcher("item", nil, callback)
+      nacos.step(0.1)
+      assert.equal(0, seen.n)
+      server:clear_faults()
+      support.eventually(function() return seen.n == 1 end, 10)
+      assert.equal(VALUE, seen[1])
+      client:close()
+      os.execute("rm -rf " .. path)
+    end
+  end)
+
+  it("of a folder that cannot be made or written is logged, never fatal", function()
+    for what, make in pairs {
+      ["a file"] = function(path) support.write(path, "not a folder") end,
+      ["below a file"] = function(path) support.write(path, "x") return path .. "/below" end,
+      ["a device"] = function() return "/dev/null/snapshots" end,
+      ["in /proc"] = function() return "/proc/self/snapshots" end,
+    } do
+      local log = support.tmpdir()
+      local base = support.tmpdir() .. "/snapshot"
+      base = make(base) or base
+      local client = lab.client(server, { log_level = "WARN", log_dir = log, snapshot_base = base })
+      assert.equal(VALUE, (client:get_config("item")), what)
+      local seen, callback = lab.recorder()
+      client:add_config_watcher("item", nil, callback)
+      support.eventually(function() return seen.n == 1 end)
+      client:close()
+      assert.matches("snapshot not written", support.read(log .. "/lunacos.log"), what)
+    end
+  end)
+
+  it("on a full disk is logged, the old one stays whole, and the next value is written", function()
+    -- a limit of the file size stands for the full disk: the write comes back short and then fails in the same way
+    local folder = support.tmpdir()
+    local program = [[
+      local nacos = require "nacos"
+      local client = nacos.client { server_addresses = "]] .. server.address .. [[", log_level = "WARN", log_dir = ".", snapshot_base = "s" }
+      print(client:get_config("%s") ~= nil)
+      client:close()
+    ]]
+    assert(lab.client(server):publish_config("grows", nil, "small", { type = "text" }))
+    assert.equal(0, (lab.lua(program:format("grows"), { cwd = folder, before = "ulimit -f 8;" })))
+    assert.equal("small", support.read(folder .. "/s/grows+DEFAULT_GROUP+"))
+    assert(lab.client(server):publish_config("grows", nil, ("large"):rep(10000), { type = "text" }))
+    local code, out, err = lab.lua(program:format("grows"), { cwd = folder, before = "ulimit -f 8;" })
+    assert.equal(0, code, err)
+    assert.equal("true\n", out)
+    assert.equal("small", support.read(folder .. "/s/grows+DEFAULT_GROUP+"))
+    local _, files = support.run { "ls", "-A", folder .. "/s" }
+    assert.equal("grows+DEFAULT_GROUP+\n", files, "no temporary file is left behind")
+    assert.matches("snapshot not written", support.read(folder .. "/lunacos.log"))
+    assert.equal(0, (lab.lua(program:format("grows"), { cwd = folder })))
+    assert.equal(("large"):rep(10000), support.read(folder .. "/s/grows+DEFAULT_GROUP+"))
+  end)
+
+  it("that somebody cut short is not taken for longer than until a server answers", function()
+    local client, path = with_snapshot()
+    support.write(path, "val")
+    assert.same({ VALUE, "server" }, { client:get_config("item"), (select(2, client:get_config("item"))) })
+    client:close()
+    client = lab.client(server, { snapshot_base = client.folder .. "/snapshot" })
+    client:get_config("item")
+    client:close()
+    assert.equal(VALUE, support.read(path))
+  end)
+
+  it("is whole, old or new, after a kill -9 at any moment", function()
+    local folder = support.tmpdir()
+    local program = lab.prelude .. [[
+      local nacos = require "nacos"
+      local client = nacos.client { server_addresses = "]] .. server.address .. [[", log_level = "OFF", snapshot_base = "]] .. folder .. [[/s" }
+      nacos.run(function()
+        for i = 1, 1e9 do
+          local letter = string.char(97 + i % 26)
+          client:publish_config("killed", nil, letter:rep(300000), { type = "text" })
+          client:get_config("killed")
+          if i % 10 == 0 then
+            nacos.sleep(0.06) -- the snapshot is written between the calls
+          end
         end
-        local per_minute, first, told = measure(all)
-        if os.getenv("VERBOSE") then
-          print(("%-28s %-24s %8.0f a minute, %5d in the first second, %d calls"):format(path, name, per_minute, first, told))
-        end
-        if per_minute > LIMIT or first > 400 then
-          bad[#bad + 1] = ("%s: %.0f a minute and client, %d in the first second"):format(name, per_minute, first)
-        end
+      end)
+    ]]
+    local script = support.tmpdir() .. "/writer.lua"
+    support.write(script, program)
+    local path, whole = folder .. "/s/killed+DEFAULT_GROUP+", 0
+    for round = 1, 12 do
+      os.remove(path)
+      local process = support.start { "lua5.4", script }
+      support.eventually(function() return support.read(path) end, 20)
+      local first = support.read(path)
+      nacos.sleep((round % 7) * 0.011)
+      process:kill9()
+      local text = support.read(path)
+      for _, content in ipairs { first, text } do
+        assert.equal(300000, #content, "round " .. round)
+        assert.equal(content:sub(1, 1):rep(300000) == content, true, "round " .. round)
+        whole = whole + 1
       end
-      assert.equal(0, #bad, table.concat(bad, "\n"))
-    end)
-  end
+    end
+    assert.equal(24, whole)
+    -- what a killed process left half-written must not be in anybody's way, nor be taken for a snapshot
+    local client = lab.client(server, { snapshot_base = folder .. "/s" })
+    assert(client:publish_config("killed", nil, "last", { type = "text" }))
+    client:get_config("killed")
+    client:close()
+    assert.equal("last", support.read(path))
+  end)
+end)
+
+describe("a failover file", function()
+  after_each(lab.close_all)
+
+  it("that cannot be read is logged and the server is asked", function()
+    local server, log = support.start_server(), support.tmpdir()
+    local client = lab.client(server, { log_level = "WARN", log_dir = log })
+    client:publish_config("item", nil, "value")
+    os.execute("mkdir -p " .. lab.failover(client, "item"))
+    local content, source = client:get_config("item")
+    assert.same({ "value", "server" }, { content, source })
+    assert.matches("item+DEFAULT_GROUP+", support.read(log .. "/lunacos.log"), 1, true)
+    server:stop()
+  end)
+end)
+
+describe("nacos.write_file", function()
+  it("replaces a file, keeps its mode, or says why not", function()
+    local folder = support.tmpdir()
+    local path = folder .. "/file"
+    assert.is_true(nacos.write_file(path, "one"))
+    assert.equal("one", support.read(path))
+    assert.is_true(nacos.write_file(path, "two", { mode = "0600" }))
+    assert.is_true(nacos.write_file(path, "three\0\n"))
+    assert.equal("three\0\n", support.read(path))
+    assert.equal("600\n", (select(2, support.run { "stat", "-c", "%a", path })))
+    local ok, err = nacos.write_file(folder .. "/no/such/folder", "x")
+    assert.is_nil(ok)
+    assert.matches("no/such/folder", err.message, 1, true)
+    assert.is_nil((nacos.write_file(folder, "x")))
+    local _, files = support.run { "ls", "-A", folder }
+    assert.equal("file\n", files)
+  end)
 end)

@@ -605,6 +605,16 @@ describe("the client", function()
       assert.equal(0, server:requests().total)
     end)
 
+    it("refuses what is not UTF-8: a server would store something else", function()
+      local client = lab.client(server)
+      for _, content in ipairs { "a\255b", "\xC3", "\xED\xA0\x80", "\xC0\x80", "\xF5\x80\x80\x80" } do
+        local ok, result, err = pcall(client.publish_config, client, "bytes", nil, content, { type = "text" })
+        assert.is_true(not ok or (result == nil and err.code == "invalid"), ("%q was taken"):format(content))
+        assert.matches("UTF%-8", ok and err.message or result)
+      end
+      assert.equal(0, server:requests().total)
+    end)
+
     it("keeps the type that the item has when none is given", function()
       local client = lab.client(server)
       put("typed", "1", { type = "json" })

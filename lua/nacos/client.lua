@@ -199,9 +199,10 @@ local function make(given, what, level)
     namespace = o.namespace == "public" and "" or o.namespace,
     items = {},         -- key -> item: what is watched
     types = {},         -- key -> {type, until}: of late publishes
-    running = 0,        -- callbacks at work
-    queue = {},         -- callbacks that wait for their turn
+    running = 0,        -- tasks that call callbacks
+    queue = {},         -- entries that wait for one
     queue_first = 1,
+    queue_last = 0,
     callback_errors = 0,
   }, Client)
 end
@@ -214,6 +215,8 @@ local function new(opts)
   return client
 end
 
+local start_workers -- below, with the watches
+
 ---Change options of a running client; those not given stay as they are.
 ---It takes default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot,
 ---proxies, max_response_size and log_level.
@@ -225,6 +228,7 @@ function Client:set_options(opts)
   for name, value in pairs(changes) do
     self.options[name] = value
   end
+  start_workers(self)
   return self.core:configure(core_options(self.options))
 end
 
@@ -458,7 +462,8 @@ local function read_page(self, body, a)
     return type(n) == "number" and math.floor(n) or nil -- 25, not 25.0
   end
   return {
-    total = whole(page.totalCount) or #items, page = whole(page.pageNumber) or a.page, pages = whole(page.pagesAvailable) or 1, items = items,
+    items = items, total = whole(page.totalCount) or #items,
+    page = whole(page.pageNumber) or a.page, pages = whole(page.pagesAvailable) or 1,
   }
 end
 
@@ -509,8 +514,6 @@ end
 -- An *item* is one watched configuration; it holds the newest change and its *entries*, one per added callback. An entry is run
 -- by at most one task at a time; while it runs a newer change only marks it dirty, and the task runs it again with the newest.
 
-local run_entry
-
 local function report_error(self, err, about)
   self.callback_errors = self.callback_errors + (about.kind == "callback" and 1 or 0)
   self.core:log("error", ("error in a %s of %s (group %s): %s"):format(about.kind, about.data_id, about.group, tostring(err)))
@@ -522,52 +525,59 @@ local function report_error(self, err, about)
   end
 end
 
-local function next_in_queue(self)
-  while self.running < self.options.callback_thread_num and self.queue_first <= #self.queue do
-    local entry = self.queue[self.queue_first]
-    self.queue[self.queue_first] = false
-    self.queue_first = self.queue_first + 1
-    if self.queue_first > #self.queue then
-      self.queue, self.queue_first = {}, 1
+---Call the entry's callback until it has seen the newest change.
+local function run_entry(self, entry)
+  local item = entry.item
+  while entry.dirty and not entry.removed do
+    entry.dirty = false
+    entry.version = item.version
+    local ok, err = xpcall(entry.callback, function(err)
+      return debug.traceback(tostring(err), 2)
+    end, item.change)
+    if not ok then
+      report_error(self, err, { kind = "callback", data_id = item.data_id, group = item.group })
     end
-    run_entry(self, entry)
   end
+  entry.busy = false
 end
 
-function run_entry(self, entry)
-  if entry.removed then
-    entry.busy = false
-    return
+---@return table|nil # the entry that has waited longest, if one more may run
+local function take_from_queue(self)
+  local entry = self.running <= self.options.callback_thread_num and self.queue[self.queue_first]
+  if not entry then
+    return nil
   end
+  self.queue[self.queue_first] = nil
+  self.queue_first = self.queue_first + 1
+  return entry
+end
+
+---A task that works off the queue; there are never more than callback_thread_num.
+local function start_worker(self)
   self.running = self.running + 1
   scheduler.spawn(function()
-    while entry.dirty and not entry.removed do
-      entry.dirty = false
-      local item = entry.item
-      entry.version = item.version
-      local ok, err = xpcall(entry.callback, function(err)
-        return debug.traceback(tostring(err), 2)
-      end, item.change)
-      if not ok then
-        report_error(self, err, { kind = "callback", data_id = item.data_id, group = item.group })
-      end
+    local entry = take_from_queue(self)
+    while entry do
+      run_entry(self, entry)
+      entry = take_from_queue(self)
     end
-    entry.busy = false
     self.running = self.running - 1
-    next_in_queue(self)
   end)
+end
+
+function start_workers(self)
+  while self.running < self.options.callback_thread_num and self.queue[self.queue_first] do
+    start_worker(self)
+  end
 end
 
 local function notify(self, entry)
   entry.dirty = true
-  if entry.busy then
-    return
-  end
-  entry.busy = true
-  if self.running < self.options.callback_thread_num then
-    run_entry(self, entry)
-  else
-    self.queue[#self.queue + 1] = entry
+  if not entry.busy then
+    entry.busy = true
+    self.queue_last = self.queue_last + 1
+    self.queue[self.queue_last] = entry
+    start_workers(self)
   end
 end
 
@@ -689,13 +699,14 @@ end
 ---@param data_id string
 ---@param group string|nil # default "DEFAULT_GROUP"
 ---@return nacos.Value|nil # nil: not watched, or nothing known yet. Belongs to the client: copy what you keep
+---@overload fun(self, args: { data_id: string, group: string|nil }): nacos.Value|nil
 function Client:peek(data_id, group)
-  local item = self.items[key_of(data_id, group or DEFAULT_GROUP)]
-  if not item then
-    options.named(PEEK, "peek", 2, data_id, group) -- not watched, or misuse?
-    return nil
+  local item = type(data_id) == "string" and self.items[data_id .. "\2" .. (group or DEFAULT_GROUP)]
+  if not item then -- by name, not watched, or misuse
+    local a = options.named(PEEK, "peek", 2, data_id, group)
+    item = self.items[key_of(a.data_id, a.group)]
   end
-  return item.watch:peek(item.peeked)
+  return item and item.watch:peek(item.peeked) or nil
 end
 
 -- ---- the rest --------------------------------------------------------------------------------------------------------------

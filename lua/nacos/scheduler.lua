@@ -17,6 +17,7 @@ local handler_count = 0                             -- of watches
 local tasks = setmetatable({}, { __mode = "k" })    -- our coroutines -> true
 local task_count = 0                                -- of those not ended
 local active = false                                -- inside step(), run() or a task
+local running = false                               -- inside run()
 local stopping = false
 local YIELDED = {}                                  -- what await() yields, to tell it from a user's own yield
 
@@ -126,7 +127,10 @@ function scheduler.sleep(seconds)
   if type(seconds) ~= "number" or seconds < 0 or seconds ~= seconds then
     error("bad argument #1 to 'sleep' (seconds expected)", 2)
   end
-  scheduler.await(scheduler.engine():timer(seconds))
+  local event = scheduler.await(scheduler.engine():timer(seconds))
+  if event.error then
+    error(event.error.message, 2) -- in a forked child: returning at once would make a loop spin
+  end
 end
 
 local function turn(timeout)
@@ -135,7 +139,7 @@ local function turn(timeout)
   while event do
     dispatch(event)
     n = n + 1
-    if n == MAX_EVENTS_PER_STEP or stopping then
+    if n == MAX_EVENTS_PER_STEP or (running and stopping) then
       break
     end
     event = engine:wait(0)
@@ -175,7 +179,7 @@ end
 ---@param fn function|nil # started as the first task; an error in it ends run() and is raised from it
 ---@return any ...        # what fn returned
 function scheduler.run(fn)
-  if active then
+  if active or running then
     error("nacos.run: already running", 2)
   end
   if fn ~= nil and type(fn) ~= "function" then
@@ -183,7 +187,7 @@ function scheduler.run(fn)
   end
   local e = scheduler.engine()
   local results, failure
-  stopping = false
+  running, stopping = true, false
   if fn then
     scheduler.spawn(function()
       local function keep(ok, ...)
@@ -201,16 +205,18 @@ function scheduler.run(fn)
   end
   while not stopping and (task_count > 0 or handler_count > 0) do
     if e:forked() then
+      running = false
       error("nacos.run: this process is a fork of the one that started it", 2)
     end
     active = true
     local ok, err = pcall(turn)
     active = false
     if not ok then
+      running = false
       error(err, 0)
     end
   end
-  stopping = false
+  running = false
   if failure then
     error(failure[1], 0)
   end
@@ -219,7 +225,7 @@ function scheduler.run(fn)
   end
 end
 
----Make run() return after the present turn. Tasks that wait stay as they are.
+---Make run() return after the present turn. Tasks that wait stay as they are. Outside run() it does nothing.
 function scheduler.stop()
   stopping = true
 end

@@ -7,9 +7,11 @@
 #include "engine/file.h"
 
 #define LOGIN_MS 5000
+#define LOGIN_SHARE_MS 1500 /* while other servers are left to ask */
 #define RETRY_MIN_MS 500
-#define RETRY_MAX_MS 30000
-#define PATIENCE 10           /* tries with 500 before waiters are told: a server that just started answers so for ~6 s */
+#define RETRY_MAX_MS 2000
+#define REFUSED_MAX_MS 30000
+#define PATIENCE_MS 15000     /* a server that just started answers 500 so long (2.3.2: 5 s, 3.1.0: up to 15 s) */
 #define RELOGIN_PAUSE_MS 1000 /* a 403 right after a login that a 403 asked for is not about the token */
 #define PASSWORD_MAX 4096
 
@@ -17,7 +19,7 @@
 static const char *const paths[] = {"/v1/auth/login", "/v1/auth/users/login", "/v3/auth/user/login"};
 #define PATHS ((int)(sizeof paths / sizeof *paths))
 
-static void login(struct auth *a);
+static void next_server(struct auth *a);
 
 static char *copy(const char *s)
 {
@@ -46,6 +48,8 @@ static void wipe(char *s)
 
 void auth_free(struct auth *a)
 {
+    if (!a->client)
+        return;
     timer_clear(&a->client->engine->timers, &a->timer);
     request_cancel(a->running);
     a->running = NULL;
@@ -55,8 +59,25 @@ void auth_free(struct auth *a)
     free(a->password_env);
     wipe(a->token);
     free(a->waiters);
-    a->waiters = NULL;
-    a->waiter_count = 0;
+    *a = (struct auth){0};
+}
+
+/* ---- what requests ask --------------------------------------------------------------------------------------------------- */
+
+static bool patient(const struct auth *a)
+{
+    return a->patient_since && now_ms() - a->patient_since < PATIENCE_MS;
+}
+
+static void start_round(void *arg)
+{
+    struct auth *a = arg;
+    if (a->running || a->client->closing)
+        return;
+    timer_clear(&a->client->engine->timers, &a->timer);
+    a->tried = 0;
+    a->round_error = (nacos_error){0};
+    next_server(a);
 }
 
 enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generation, nacos_error *err)
@@ -69,15 +90,17 @@ enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generat
         *token = a->token;
         return AUTH_READY;
     }
-    if (a->running)
-        return AUTH_WAIT;
-    if (a->retry_at > now_ms()) {
-        if (a->failures < PATIENCE && a->error.http_status == 500)
-            return AUTH_WAIT; /* the timer tries again soon */
+    if (a->error.code != NACOS_OK) {
         *err = a->error;
-        return AUTH_FAILED;
+    } else {
+        *err = (nacos_error){.code = NACOS_UNAVAILABLE};
+        snprintf(err->message, sizeof err->message, "cannot log in as %.64s: no answer in time", a->username);
     }
-    login(a);
+    if (a->running || patient(a))
+        return AUTH_WAIT;
+    if (now_ms() < a->retry_at)
+        return AUTH_FAILED;
+    start_round(a);
     return AUTH_WAIT;
 }
 
@@ -104,33 +127,29 @@ void auth_leave(struct auth *a, struct request *r)
     }
 }
 
-static bool says(const struct http_response *r, const char *words)
-{
-    return r->body.len && memmem(r->body.data, r->body.len, words, strlen(words));
-}
-
-bool auth_refused(struct auth *a, uint64_t generation, const struct http_response *r)
-{
-    if (!a->username || a->not_needed)
-        return false;
-    if (generation != a->generation)
-        return true;
-    if (says(r, "authorization failed"))
-        return false;
-    /* "token expired!", "token invalid!", "Invalid signature" of a restarted server: certain, if the token was good before.
-     * Else not right after a login that did not help. */
-    bool certain = a->accepted && (says(r, "token") || says(r, "signature"));
-    if (!certain && now_ms() < a->pause_until)
-        return false;
-    a->expires = 0;
-    a->forced = true;
-    return true;
-}
-
 void auth_accepted(struct auth *a, uint64_t generation)
 {
     if (generation == a->generation)
         a->accepted = true;
+}
+
+bool auth_refused(struct auth *a, uint64_t generation, const struct http_response *r)
+{
+    if (!a->username)
+        return false;
+    if (generation != a->generation)
+        return true;
+    if (body_has(r, "authorization failed"))
+        return false;
+    /* "token expired!", "token invalid!", "Invalid signature" of a restarted server: certain, if the token was good before.
+     * Else not right after a login that did not help. */
+    bool certain = a->accepted && (body_has(r, "token") || body_has(r, "signature"));
+    if (!certain && now_ms() < a->pause_until)
+        return false;
+    a->not_needed = false; /* if it was so, it no longer is */
+    a->expires = 0;
+    a->forced = true;
+    return true;
 }
 
 static void tell_waiters(struct auth *a, const nacos_error *err)
@@ -141,103 +160,64 @@ static void tell_waiters(struct auth *a, const nacos_error *err)
         request_login_over(a->waiters[i], err);
 }
 
-static void retry(void *arg)
-{
-    struct auth *a = arg;
-    if (!a->running)
-        login(a);
-}
+/* ---- a round ------------------------------------------------------------------------------------------------------------- */
 
-static void worked(struct auth *a, const struct http_response *r)
+static void round_worked(struct auth *a, char *token, int64_t ttl_s, bool no_auth)
 {
     struct nacos_client *c = a->client;
-    char *token = NULL;
-    int64_t ttl = 0;
-    bool no_auth = false;
-    if (!login_parse(r, &token, &ttl, &no_auth))
-        return;
     wipe(a->token);
     a->token = token;
     a->not_needed = no_auth;
+    a->accepted = false;
     a->generation++;
-    a->tried = 0;
-    a->failures = 0;
-    a->retry_at = 0;
-    a->expires = now_ms() + ttl * 1000;
+    a->expires = now_ms() + ttl_s * 1000;
     a->pause_until = a->forced ? now_ms() + RELOGIN_PAUSE_MS : 0;
     a->forced = false;
-    a->accepted = false;
+    a->failures = 0;
+    a->patient_since = 0;
+    a->retry_at = 0;
+    a->error = (nacos_error){0};
     pthread_mutex_lock(&c->engine->lock);
     c->status.logins++;
     pthread_mutex_unlock(&c->engine->lock);
-    log_write(c->log, LOG_INFO, "logged in as %s at %s, for %lld s", a->username, a->origin, (long long)ttl);
+    log_write(c->log, LOG_INFO, "logged in as %s at %s, for %lld s", a->username, a->origin, (long long)ttl_s);
     if (!no_auth)
-        timer_set(&c->engine->timers, &a->timer, ttl * 900, retry, a);
+        timer_set(&c->engine->timers, &a->timer, ttl_s * 900, start_round, a);
+    tell_waiters(a, NULL);
 }
 
-static void failed(struct auth *a, const nacos_error *err)
+/** Plans the next round; the waiters wait for it or are told. */
+static void round_failed(struct auth *a, const nacos_error *err)
 {
     struct nacos_client *c = a->client;
-    int64_t pause = (int64_t)RETRY_MIN_MS << (a->failures < 6 ? a->failures : 6);
-    if (a->failures < PATIENCE && err->http_status == 500)
-        pause = RETRY_MIN_MS;
-    a->failures++;
-    a->retry_at = now_ms() + (pause < RETRY_MAX_MS ? pause : RETRY_MAX_MS);
+    bool first = a->error.code == NACOS_OK, was_patient = patient(a);
     a->error = *err;
-    if (err->http_status >= 400 && err->http_status <= 500)
-        a->error.code = NACOS_FORBIDDEN;
-    if (err->http_status == 500)
+    a->forced = false;
+    if (err->http_status == 500) {
+        if (!a->patient_since)
+            a->patient_since = now_ms();
+        a->error.code = patient(a) ? NACOS_UNAVAILABLE : NACOS_FORBIDDEN;
         snprintf(a->error.message, sizeof a->error.message,
-                 "cannot log in as %.64s at %s: HTTP %d, which a Nacos server answers to a wrong user or password, and while it is "
-                 "starting",
-                 a->username, a->origin, err->http_status);
-    else if (err->http_status == 401 || err->http_status == 403)
-        snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s at %s: user or password is wrong (HTTP %d)",
-                 a->username, a->origin, err->http_status);
-    log_write(c->log, a->failures == 1 || a->failures == PATIENCE ? LOG_WARN : LOG_DEBUG, "%s", a->error.message);
-    timer_set(&c->engine->timers, &a->timer, a->retry_at - now_ms(), retry, a);
-}
-
-static void on_login(void *arg, const struct http_response *r, const nacos_error *err)
-{
-    struct auth *a = arg;
-    struct nacos_client *c = a->client;
-    a->running = NULL;
-    if (err->code == NACOS_OK) {
-        uint64_t before = a->generation;
-        worked(a, r);
-        if (a->generation != before) {
-            tell_waiters(a, NULL);
-            return;
-        }
-        nacos_error odd = {.code = NACOS_PROTOCOL};
-        snprintf(odd.message, sizeof odd.message,
-                 "cannot log in as %.64s at %s: the answer holds no token; is this a Nacos server?", a->username, a->origin);
-        failed(a, &odd);
-        tell_waiters(a, &a->error);
-        return;
+                 "cannot log in as %.64s at %s: HTTP 500, which a Nacos server says to a wrong user or password, and for some "
+                 "seconds after its start",
+                 a->username, err->server);
+    } else {
+        a->patient_since = 0;
+        if (err->code == NACOS_FORBIDDEN && err->http_status)
+            snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s at %s: user or password is wrong (HTTP %d)",
+                     a->username, err->server, err->http_status);
     }
-    if (err->code == NACOS_UNSUPPORTED && a->path + 1 < PATHS) {
-        a->path++;
-        login(a);
-        return;
-    }
-    a->path = 0;
-    bool reached = err->http_status != 0 && err->http_status <= 500; /* 502 and 503 are a gateway's words for a dead server */
-    if (!reached) {
-        servers_failed(&c->servers, a->origin, now_ms());
-        if (servers_pick(&c->servers, a->tried, now_ms()) >= 0) {
-            login(a);
-            return;
-        }
-    }
-    failed(a, err);
-    a->tried = 0;
-    if (err->http_status != 500 || a->failures >= PATIENCE)
+    int64_t pause = (int64_t)RETRY_MIN_MS << (a->failures < 6 ? a->failures : 6);
+    int64_t most = patient(a) ? RETRY_MIN_MS : a->error.code == NACOS_FORBIDDEN ? REFUSED_MAX_MS : RETRY_MAX_MS;
+    a->failures++;
+    a->retry_at = now_ms() + (pause < most ? pause : most);
+    log_write(c->log, first || (was_patient && !patient(a)) ? LOG_WARN : LOG_DEBUG, "%s", a->error.message);
+    timer_set(&c->engine->timers, &a->timer, a->retry_at - now_ms(), start_round, a);
+    if (!patient(a))
         tell_waiters(a, &a->error);
 }
 
-/** The password as it is now; NULL and a->error when it cannot be had. The caller wipes it. */
+/** The password as it is now; NULL and a->round_error when it cannot be had. The caller wipes it. */
 static char *read_password(struct auth *a)
 {
     char why[300] = "";
@@ -258,44 +238,95 @@ static char *read_password(struct auth *a)
     } else {
         return strdup(a->password ? a->password : "");
     }
-    a->error = (nacos_error){.code = NACOS_FORBIDDEN};
-    snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s: no password: %.300s", a->username, why);
+    a->round_error = (nacos_error){.code = NACOS_FORBIDDEN};
+    snprintf(a->round_error.message, sizeof a->round_error.message, "cannot log in as %.64s: no password: %s", a->username, why);
     return NULL;
 }
 
-static void no_password(void *arg)
+static void give_up(void *arg)
 {
     struct auth *a = arg;
-    nacos_error err = a->error;
-    failed(a, &err);
-    tell_waiters(a, &a->error);
+    nacos_error err = a->round_error;
+    round_failed(a, &err);
 }
 
-static void login(struct auth *a)
+static void on_login(void *arg, const struct http_response *r, const nacos_error *err);
+
+static void send_login(struct auth *a, const char *password)
 {
     struct nacos_client *c = a->client;
-    if (c->closing)
-        return;
-    char *password = read_password(a);
-    bool same = a->path > 0; /* another path of the server that has just answered */
-    int k = same ? 0 : servers_pick(&c->servers, a->tried, now_ms());
-    if (!password || k < 0) {
-        if (password) {
-            a->error = (nacos_error){.code = NACOS_UNAVAILABLE};
-            snprintf(a->error.message, sizeof a->error.message, "cannot log in as %.64s: no server is known", a->username);
-        }
-        wipe(password);
-        a->tried = 0;
-        a->retry_at = now_ms() + RETRY_MIN_MS;
-        timer_set(&c->engine->timers, &a->timer, 0, no_password, a);
-        return;
-    }
-    if (!same) {
-        a->tried |= 1u << k;
-        snprintf(a->origin, sizeof a->origin, "%s", c->servers.list[k].origin);
-    }
     struct question q;
-    login_question(&q, paths[a->path], a->username, password);
+    login_question(&q, paths[(a->path + a->paths_tried) % PATHS], a->username, password);
+    a->paths_tried++;
+    bool others = servers_pick(&c->servers, a->tried, now_ms()) >= 0;
+    a->running = request_start_at(c, &q, a->origin, true, others ? LOGIN_SHARE_MS : LOGIN_MS, on_login, a);
+    if (!a->running) {
+        a->round_error = (nacos_error){.code = NACOS_NOMEM, .message = "out of memory"};
+        timer_set(&c->engine->timers, &a->timer, 0, give_up, a);
+    }
+}
+
+/** Asks the present server on its next path. */
+static void next_path(struct auth *a)
+{
+    char *password = read_password(a);
+    if (password)
+        send_login(a, password);
+    else
+        timer_set(&a->client->engine->timers, &a->timer, 0, give_up, a); /* not from inside auth_token() */
     wipe(password);
-    a->running = request_start_at(c, &q, a->origin, true, LOGIN_MS, on_login, a);
+}
+
+static void next_server(struct auth *a)
+{
+    struct servers *s = &a->client->servers;
+    int k = servers_pick(s, a->tried, now_ms());
+    if (k < 0) {
+        if (a->round_error.code == NACOS_OK) {
+            a->round_error = (nacos_error){.code = NACOS_UNAVAILABLE};
+            snprintf(a->round_error.message, sizeof a->round_error.message, "cannot log in as %.64s: no server is known",
+                     a->username);
+        }
+        timer_set(&a->client->engine->timers, &a->timer, 0, give_up, a);
+        return;
+    }
+    a->tried |= 1u << k;
+    a->paths_tried = 0;
+    snprintf(a->origin, sizeof a->origin, "%s", s->list[k].origin);
+    next_path(a);
+}
+
+static void on_login(void *arg, const struct http_response *r, const nacos_error *err)
+{
+    struct auth *a = arg;
+    nacos_error odd = {.code = NACOS_PROTOCOL};
+    a->running = NULL;
+    if (err->code == NACOS_CLOSED)
+        return;
+    if (err->code == NACOS_OK) {
+        char *token = NULL;
+        int64_t ttl_s = 0;
+        bool no_auth = false;
+        if (login_parse(r, &token, &ttl_s, &no_auth)) {
+            a->path = (a->path + a->paths_tried - 1) % PATHS;
+            round_worked(a, token, ttl_s, no_auth);
+            return;
+        }
+        snprintf(odd.server, sizeof odd.server, "%s", a->origin);
+        snprintf(odd.message, sizeof odd.message,
+                 "cannot log in as %.64s at %s: the answer holds no token; is this a Nacos server?", a->username, a->origin);
+        err = &odd;
+    }
+    if (err->code == NACOS_UNSUPPORTED && a->paths_tried < PATHS) {
+        next_path(a);
+        return;
+    }
+    if (err->code == NACOS_FORBIDDEN) {
+        round_failed(a, err);
+        return;
+    }
+    servers_failed(&a->client->servers, a->origin, now_ms());
+    if (a->round_error.http_status != 500) /* what a live server said tells more than that another one is dead */
+        a->round_error = *err;
+    next_server(a);
 }

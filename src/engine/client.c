@@ -94,11 +94,22 @@ static enum verdict judge_list(const struct question *q, const struct http_respo
 {
     if (r->outcome == HTTP_ANSWERED && r->status == 200 && r->body.len && r->body.data[0] != '<')
         return VERDICT_ANSWER;
-    err->code = NACOS_UNAVAILABLE;
-    err->http_status = r->status;
-    snprintf(err->message, sizeof err->message, "cannot %s at %s: %s", q->verb, err->server,
-             r->outcome == HTTP_ANSWERED ? "no list came" : r->why);
-    return VERDICT_NEXT;
+    return judged(q, r, err, NACOS_UNAVAILABLE, VERDICT_NEXT, r->outcome == HTTP_ANSWERED ? "no list came" : r->why);
+}
+
+/** Every line looks like an address: a word ("maintenance") would parse as a host, and replace good ones. */
+static bool is_list(const char *text)
+{
+    bool any = false;
+    for (const char *p = text; *p;) {
+        size_t n = strcspn(p, ",;\r\n"), word = strspn(p, " \t");
+        if (word < n && strncmp(p + word, "localhost", 9) != 0 && !memchr(p, '.', n) && !memchr(p, ':', n))
+            return false;
+        any |= word < n;
+        p += n;
+        p += *p != 0;
+    }
+    return any;
 }
 
 static void on_endpoint(void *arg, const struct http_response *r, const nacos_error *err)
@@ -108,8 +119,14 @@ static void on_endpoint(void *arg, const struct http_response *r, const nacos_er
     c->endpoint_request = NULL;
     if (err->code == NACOS_CLOSED)
         return;
-    if (err->code != NACOS_OK || !servers_parse(&c->servers, r->body.data, "http", &bad))
-        log_write(c->log, LOG_WARN, "%s; the servers known before stay in use", bad.message);
+    if (err->code == NACOS_OK && !is_list(r->body.data))
+        snprintf(bad.message, sizeof bad.message, "cannot read the server list at %s: the answer is not a list of addresses",
+                 err->server);
+    else if (err->code == NACOS_OK && servers_parse(&c->servers, r->body.data, &bad))
+        bad.message[0] = 0;
+    if (bad.message[0])
+        log_write(c->log, LOG_WARN, "%s; %s", bad.message,
+                  c->servers.count ? "the servers known before stay in use" : "no server is known yet");
     timer_set(&c->engine->timers, &c->endpoint_timer, c->servers.count ? ENDPOINT_EVERY_MS : ENDPOINT_RETRY_MS, refresh_endpoint,
               c);
 }
@@ -117,32 +134,33 @@ static void on_endpoint(void *arg, const struct http_response *r, const nacos_er
 static void refresh_endpoint(void *arg)
 {
     struct nacos_client *c = arg;
-    struct question q = {.method = "GET", .verb = "read the server list", .judge = judge_list};
-    struct servers address = {0};
-    nacos_error err;
-    char host[300];
-    bool has_scheme = strstr(c->endpoint, "://") != NULL;
-    const char *name = has_scheme ? strstr(c->endpoint, "://") + 3 : c->endpoint;
-    const char *path = strchr(name, '/');
-    int n = snprintf(host, sizeof host, "%.*s", (int)(path ? path - c->endpoint : (int)strlen(c->endpoint)), c->endpoint);
-    const char *colon = strrchr(name, ':');
-    if (!colon || (path && colon > path) || strchr(colon, ']'))
-        snprintf(host + n, sizeof host - (size_t)n, ":%d", ENDPOINT_PORT);
-    if (!servers_parse(&address, host, "http", &err)) {
-        log_write(c->log, LOG_ERROR, "endpoint: %s", err.message);
-        return;
-    }
-    buf_init(&q.target, TARGET_MAX);
-    buf_init(&q.body, 1);
-    if (path && path[1])
-        buf_puts(&q.target, path);
-    else
-        buf_printf(&q.target, "%s/serverlist", c->context_path);
+    struct question q;
+    question_init(&q, "GET", c->endpoint_path, "read the server list");
+    q.judge = judge_list;
     if (*c->ns) {
-        buf_puts(&q.target, strchr(q.target.data, '?') ? "&" : "?");
-        buf_form(&q.target, "namespace", c->ns);
+        buf_puts(&q.target, strchr(c->endpoint_path, '?') ? "&" : "?");
+        buf_puts(&q.target, "namespace=");
+        buf_puts(&q.target, c->ns);
     }
-    c->endpoint_request = request_start_at(c, &q, address.list[0].origin, false, ENDPOINT_RETRY_MS * 3, on_endpoint, c);
+    c->endpoint_request = request_start_at(c, &q, c->endpoint, false, ENDPOINT_RETRY_MS * 3, on_endpoint, c);
+}
+
+/** "host", "host:port" or a URL with a path, into c->endpoint (an origin) and c->endpoint_path. */
+static bool parse_endpoint(struct nacos_client *c, const char *text, nacos_error *err)
+{
+    const char *name = strstr(text, "://") ? strstr(text, "://") + 3 : text;
+    size_t n = strcspn(name, "/?") + (size_t)(name - text);
+    char origin[128], path[300];
+    if (!server_parse(text, n, strncasecmp(text, "https:", 6) == 0 ? 443 : ENDPOINT_PORT, origin, err))
+        return false;
+    bool given = text[n] && text[n + 1];
+    if (snprintf(path, sizeof path, "%s%s", given ? text + n : c->context_path, given ? "" : "/serverlist") >= (int)sizeof path) {
+        *err = (nacos_error){.code = NACOS_INVALID, .message = "bad endpoint: the path is longer than 300 bytes"};
+        return false;
+    }
+    c->endpoint = strdup(origin);
+    c->endpoint_path = strdup(path);
+    return c->endpoint && c->endpoint_path;
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
@@ -164,8 +182,9 @@ static bool put(char **out, const char *s, const char *fallback)
 
 static void free_client(struct nacos_client *c)
 {
-    char *strings[] = {c->ns,       c->context_path, c->endpoint,   c->ak,          c->ca_file,       c->cert_file,
-                       c->key_file, c->server_name,  c->proxy_http, c->proxy_https, c->failover_base, c->snapshot_base};
+    char *strings[] = {c->ns,          c->context_path,  c->endpoint,     c->endpoint_path, c->ak,
+                       c->ca_file,     c->cert_file,     c->key_file,     c->server_name,   c->proxy_http,
+                       c->proxy_https, c->failover_base, c->snapshot_base};
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         free(strings[i]);
     if (c->sk)
@@ -185,7 +204,8 @@ void client_shut(struct nacos_client *c)
     auth_free(&c->auth);
     while (c->requests)
         request_fail(c->requests, NACOS_CLOSED, "the client was closed");
-    config_shut(c);
+    watch_shut(c);
+    saver_shut(&c->saver);
     if (c->prev)
         c->prev->next = c->next;
     else
@@ -258,9 +278,8 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     snprintf(context, sizeof context, "%s%s", *path == '/' ? "" : "/", path);
     for (size_t n = strlen(context); n && context[n - 1] == '/'; n--)
         context[n - 1] = 0;
-    bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->endpoint, o->endpoint, NULL) &
-              put(&c->ak, o->ak, NULL) & put(&c->sk, o->sk, NULL) & put(&c->ca_file, o->ca_file, NULL) &
-              put(&c->cert_file, o->cert_file, NULL) & put(&c->key_file, o->key_file, NULL) &
+    bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->ak, o->ak, NULL) & put(&c->sk, o->sk, NULL) &
+              put(&c->ca_file, o->ca_file, NULL) & put(&c->cert_file, o->cert_file, NULL) & put(&c->key_file, o->key_file, NULL) &
               put(&c->server_name, o->server_name, NULL) & strings_of(strings, o);
     c->log = log_open((enum log_level)o->log_level, o->log_dir, o->log_backups);
     if (!ok || !c->log)
@@ -273,11 +292,15 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     c->tls =
         (struct http_tls){o->verify > 0 || (o->verify == 0 && c->ca_file), c->ca_file, c->cert_file, c->key_file, c->server_name};
     const char *addresses = o->server_addresses ? o->server_addresses : "";
-    if (!(c->endpoint && !*addresses) && !servers_parse(&c->servers, addresses, "http", err))
+    bool endpoint = o->endpoint && *o->endpoint;
+    if (endpoint && !parse_endpoint(c, o->endpoint, err))
+        goto failed;
+    if (!(endpoint && !*addresses) && !servers_parse(&c->servers, addresses, err))
         goto failed;
     if (!auth_init(&c->auth, c, o))
         goto failed;
     longpoll_init(&c->longpoll, c);
+    saver_init(&c->saver, c);
     apply(c, o);
     for (int i = 0; i < c->servers.count; i++)
         if (strncmp(c->servers.list[i].origin, "https:", 6) == 0 && !c->tls.verify) {
@@ -293,10 +316,7 @@ failed:
     for (int i = 0; i < 4; i++)
         free(strings[i]);
     if (c) {
-        free(c->auth.username);
-        free(c->auth.password);
-        free(c->auth.password_file);
-        free(c->auth.password_env);
+        auth_free(&c->auth);
         free_client(c);
     }
     return NULL;
@@ -311,7 +331,7 @@ static void configure_run(struct job *job)
         free(*now[i]);
         *now[i] = j->strings[i];
     }
-    config_forget_snapshots(c);
+    saver_forget(&c->saver);
     apply(c, &j->options);
     free(j);
 }

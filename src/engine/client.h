@@ -12,7 +12,9 @@
 #include "engine/longpoll.h"
 #include "engine/protocol.h"
 #include "engine/request.h"
+#include "engine/saver.h"
 #include "engine/server.h"
+#include "engine/watch.h"
 
 #define VERSION_HEADER "User-Agent: Nacos-C-Client:v1.1.0 lunacos/" LUNACOS_VERSION
 
@@ -22,7 +24,8 @@ struct nacos_client {
     struct log *log;
     const struct protocol *protocol;
 
-    char *ns, *context_path, *endpoint, *ak, *sk;
+    char *ns, *context_path, *ak, *sk;
+    char *endpoint, *endpoint_path; /* address server: origin and path; NULL: none */
     char *ca_file, *cert_file, *key_file, *server_name;
     struct http_tls tls;
 
@@ -39,6 +42,8 @@ struct nacos_client {
     struct auth auth;
     struct request *requests; /* all that run */
     struct config config;
+    struct saver saver;
+    struct watches watches;
     struct longpoll longpoll;
     bool closing;
 

@@ -227,8 +227,14 @@ static void close_handle(uv_handle_t *handle, void *arg)
 struct sigwatch {
     uv_signal_t uv;
     struct sigwatch *next;
+    nacos_engine *engine;
     struct event *event;
 };
+
+static void free_sigwatch(uv_handle_t *handle)
+{
+    free(handle->data);
+}
 
 struct engine_job {
     struct job job;
@@ -275,6 +281,10 @@ static void *run_loop(void *arg)
     while (e->clients)
         client_shut(e->clients);
     http_free(e->http);
+    for (struct sigwatch *s = e->signals; s; s = s->next) {
+        event_free(s->event);
+        uv_close((uv_handle_t *)&s->uv, free_sigwatch);
+    }
     uv_walk(&e->loop, close_handle, NULL);
     uv_run(&e->loop, UV_RUN_DEFAULT);
     for (int i = 0; i < e->timers.len; i++) {
@@ -283,12 +293,6 @@ static void *run_loop(void *arg)
         struct engine_job *j = e->timers.heap[i]->arg; /* a sleep that nobody will see end */
         event_free(j->event);
         free(j);
-    }
-    while (e->signals) {
-        struct sigwatch *s = e->signals;
-        e->signals = s->next;
-        event_free(s->event);
-        free(s);
     }
     return NULL;
 }
@@ -521,29 +525,30 @@ uint64_t nacos_timer(nacos_engine *e, int64_t ms)
 static void on_signal(uv_signal_t *uv, int signum)
 {
     (void)signum;
-    struct sigwatch *s = uv->data;
-    nacos_engine *e = uv->loop->data;
-    if (s->event) {
-        engine_ready(e, s->event);
-        s->event = NULL;
-    }
+    struct sigwatch *s = uv->data, **p = &s->engine->signals;
+    engine_ready(s->engine, s->event);
+    while (*p != s)
+        p = &(*p)->next;
+    *p = s->next;
+    uv_close((uv_handle_t *)uv, free_sigwatch);
 }
 
 static void watch_signal(struct job *job)
 {
     struct engine_job *j = (struct engine_job *)job;
+    nacos_engine *e = j->engine;
     struct sigwatch *s = calloc(1, sizeof *s);
-    if (s) {
+    if (s && uv_signal_init(&e->loop, &s->uv) == 0) {
         s->uv.data = s;
+        s->engine = e;
         s->event = j->event;
-        j->event = NULL;
-        s->next = j->engine->signals;
-        j->engine->signals = s;
-        j->engine->loop.data = j->engine;
-        uv_signal_init(&j->engine->loop, &s->uv);
+        s->next = e->signals;
+        e->signals = s;
         uv_signal_start_oneshot(&s->uv, on_signal, (int)j->number);
+    } else {
+        free(s);
+        event_free(j->event);
     }
-    event_free(j->event);
     free(j);
 }
 

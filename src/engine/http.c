@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define POOL 16
+#define KEPT_CONNECTIONS 512L    /* held polls count, too: with fewer libcurl would close each one that becomes idle */
 #define CONNECTION_MAX_AGE_S 55L /* servers close an idle connection after 60 s */
 
 /** One server as curl sees it, with those who wait for their turn. Few: they live as long as the engine. */
@@ -27,11 +28,11 @@ struct http_call {
     CURL *easy;
     struct curl_slist *headers, *connect_to;
     const char *body;
-    size_t body_len, max_response;
+    size_t body_len;
     char *method, *url, *proxy;
     struct http_tls tls;
     bool held, fresh, started, waiting;
-    int64_t deadline, connect_timeout_ms;
+    int64_t deadline, timeout_ms, connect_timeout_ms;
     struct timer timer; /* while it waits: its deadline */
     http_done done;
     void *arg;
@@ -194,7 +195,7 @@ static int timer_cb(CURLM *multi, long ms, void *arg)
     return 0;
 }
 
-static void on_poll(uv_poll_t *poll, int status, int events)
+static void on_socket_ready(uv_poll_t *poll, int status, int events)
 {
     struct sock *s = poll->data;
     struct http *h = s->http;
@@ -239,7 +240,7 @@ static int socket_cb(CURL *easy, curl_socket_t fd, int what, void *arg, void *so
         curl_multi_assign(h->multi, fd, s);
     }
     int events = (what != CURL_POLL_OUT ? UV_READABLE : 0) | (what != CURL_POLL_IN ? UV_WRITABLE : 0);
-    uv_poll_start(&s->poll, events, on_poll);
+    uv_poll_start(&s->poll, events, on_socket_ready);
     return 0;
 }
 
@@ -299,6 +300,8 @@ static void begin(struct http_call *c)
 {
     struct http *h = c->http;
     int64_t left = c->deadline - now_ms();
+    if (left > c->timeout_ms)
+        left = c->timeout_ms;
     c->easy = h->pooled ? h->pool[--h->pooled] : curl_easy_init();
     if (!c->easy || left <= 0) {
         fail(c, HTTP_TIMEOUT, c->easy ? "no answer in time" : "out of memory");
@@ -309,9 +312,12 @@ static void begin(struct http_call *c)
     curl_easy_setopt(e, CURLOPT_PRIVATE, c);
     curl_easy_setopt(e, CURLOPT_URL, c->url);
     curl_easy_setopt(e, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(e, CURLOPT_QUICK_EXIT,
+                     1L); /* a name server that hangs must not stop the loop: libcurl would join the resolver's thread */
     curl_easy_setopt(e, CURLOPT_PROTOCOLS_STR, "http,https");
     curl_easy_setopt(e, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
-    curl_easy_setopt(e, CURLOPT_PROXY, c->proxy ? c->proxy : "");
+    curl_easy_setopt(e, CURLOPT_PROXY, c->proxy ? c->proxy : ""); /* both keep libcurl from asking the environment */
+    curl_easy_setopt(e, CURLOPT_NOPROXY, "");
     curl_easy_setopt(e, CURLOPT_OPENSOCKETFUNCTION, open_socket);
     curl_easy_setopt(e, CURLOPT_MAXAGE_CONN, CONNECTION_MAX_AGE_S);
     curl_easy_setopt(e, CURLOPT_TCP_KEEPALIVE, 1L);
@@ -357,7 +363,7 @@ static void start_next(struct http *h, struct origin *o)
 static void waited_too_long(void *arg)
 {
     struct http_call *c = arg;
-    fail(c, HTTP_TIMEOUT, "no answer in time (every connection to this server was busy)");
+    fail(c, HTTP_BUSY, "every connection to this server was busy");
     finish(c);
 }
 
@@ -421,10 +427,10 @@ struct http_call *http_start(struct http *h, const struct http_spec *s, http_don
     c->arg = arg;
     c->body = s->body;
     c->body_len = s->body_len;
-    c->max_response = s->max_response;
     c->held = s->held;
     c->fresh = s->fresh;
-    c->deadline = now_ms() + s->timeout_ms;
+    c->deadline = now_ms() + s->wait_ms;
+    c->timeout_ms = s->timeout_ms;
     c->connect_timeout_ms = s->connect_timeout_ms;
     if (s->tls)
         c->tls = *s->tls;
@@ -447,7 +453,7 @@ struct http_call *http_start(struct http *h, const struct http_spec *s, http_don
         else
             c->origin->wait_head = c;
         c->origin->wait_tail = c;
-        timer_set(h->timers, &c->timer, s->timeout_ms, waited_too_long, c);
+        timer_set(h->timers, &c->timer, s->wait_ms, waited_too_long, c);
     } else {
         begin(c);
     }
@@ -513,7 +519,7 @@ struct http *http_new(uv_loop_t *loop, struct timers *timers)
     curl_multi_setopt(h->multi, CURLMOPT_TIMERFUNCTION, timer_cb);
     curl_multi_setopt(h->multi, CURLMOPT_TIMERDATA, h);
     curl_multi_setopt(h->multi, CURLMOPT_PIPELINING, (long)CURLPIPE_NOTHING);
-    curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, 4L * HTTP_PER_SERVER);
+    curl_multi_setopt(h->multi, CURLMOPT_MAXCONNECTS, KEPT_CONNECTIONS);
     return h;
 }
 

@@ -15,6 +15,7 @@ enum http_outcome {
     HTTP_ANSWERED,   /* a whole response came, whatever its status */
     HTTP_NO_CONNECT, /* nothing of the request reached a server */
     HTTP_TIMEOUT,
+    HTTP_BUSY,     /* never sent: every connection to this server was busy until the deadline */
     HTTP_BROKEN,   /* closed early, half a body, not HTTP */
     HTTP_TOO_LARGE /* the body passed max_response */
 };
@@ -40,7 +41,9 @@ struct http_spec {
     const char *const *headers; /* "Name: value" lines, NULL-terminated; may be NULL */
     const char *body;           /* not copied: must live until done or cancel */
     size_t body_len;
-    int64_t timeout_ms, connect_timeout_ms;
+    int64_t timeout_ms; /* from its start, when it is its turn */
+    int64_t wait_ms;    /* from now on, waiting for its turn included */
+    int64_t connect_timeout_ms;
     bool held;  /* a long poll */
     bool fresh; /* on a new connection: on a kept one that ends without an answer libcurl would send it again */
     const struct http_tls *tls;

@@ -13,6 +13,7 @@
 #define BACK_OFF_MAX_MS 5000
 #define QUICK_MS 1000 /* an empty answer that comes sooner was not a hold */
 #define QUICK_MAX_MS 30000
+#define PROBE_MS 5000
 
 struct batch {
     struct longpoll *l;
@@ -27,7 +28,7 @@ struct batch {
     int changed; /* in the answer being read */
 };
 
-static void post(struct batch *b);
+static void send_batch(struct batch *b);
 static void flush(void *arg);
 
 static int64_t jitter(int64_t ms)
@@ -85,17 +86,9 @@ static void cut(struct nacos_watch **list, struct nacos_watch *w)
     w->prev = w->next = NULL;
 }
 
-static void wait_list(struct longpoll *l, struct nacos_watch *w)
-{
-    w->state = WATCH_WAITING;
-    w->batch = NULL;
-    push(&l->waiting, w);
-    l->waiting_count++;
-}
-
 static void resume(void *arg)
 {
-    post(arg);
+    send_batch(arg);
 }
 
 static void pause_batch(struct batch *b, int64_t ms)
@@ -103,11 +96,12 @@ static void pause_batch(struct batch *b, int64_t ms)
     timer_set(timers_of(b->l), &b->timer, ms, resume, b);
 }
 
-/** Does a batch other than `b` ask a server now, or will it? */
-static bool busy(const struct longpoll *l, const struct batch *b)
+/** While servers fail one batch asks for all, with polls that are answered at once ("probes"). True if that is one other than `b`.
+ * A held poll is no answer in sight: it may stay for 30 s. */
+static bool others_ask(const struct longpoll *l, const struct batch *b)
 {
     for (const struct batch *o = l->batches; o; o = o->next)
-        if (o != b && (o->poll || o->timer.slot))
+        if (o != b && (o->timer.slot || (o->poll && o->probe)))
             return true;
     return false;
 }
@@ -125,16 +119,22 @@ static void free_batch(struct batch *b)
         b->next->prev = b->prev;
     l->batch_count--;
     free(b);
-    if (l->failures > 0 && l->batches && !busy(l, NULL))
-        pause_batch(l->batches, BACK_OFF_MIN_MS); /* the one that asked is gone: another has to */
+    if (l->failures == 0 || others_ask(l, NULL))
+        return;
+    for (struct batch *o = l->batches; o; o = o->next) /* the one that asked is gone: another has to */
+        if (!o->poll) {
+            pause_batch(o, BACK_OFF_MIN_MS);
+            return;
+        }
 }
 
 static void dissolve(struct batch *b)
 {
     while (b->watches) {
         struct nacos_watch *w = b->watches;
-        cut(&b->watches, w);
-        wait_list(b->l, w);
+        b->count++; /* so that the last one that leaves does not free it */
+        watch_go(w, WATCH_WAITING);
+        b->count--;
     }
     free_batch(b);
 }
@@ -143,7 +143,7 @@ static void schedule(struct longpoll *l)
 {
     if (!l->waiting || l->client->closing)
         return;
-    int64_t ms = l->client->config.fetching > 0 ? GATHER_MS : 0;
+    int64_t ms = l->client->config.reading > 0 ? GATHER_MS : 0;
     if (!l->flush_timer.slot || ms == 0)
         timer_set(timers_of(l), &l->flush_timer, ms, flush, l);
 }
@@ -154,14 +154,11 @@ static void on_key(void *arg, const struct key *k)
 {
     struct batch *b = arg;
     struct nacos_client *c = b->l->client;
-    struct nacos_watch *w = strcmp(k->ns, c->ns) == 0 ? config_find(c, k) : NULL;
+    struct nacos_watch *w = strcmp(k->ns, c->ns) == 0 ? watch_find(c, k) : NULL;
     if (!w || w->state != WATCH_ARMED || w->batch != b)
         return;
-    cut(&b->watches, w);
-    b->count--;
     b->changed++;
-    w->batch = NULL;
-    config_changed(w);
+    watch_changed(w);
 }
 
 /** Another batch that this small one fits into. */
@@ -182,14 +179,19 @@ static void answered(struct batch *b, const struct http_response *r)
     struct longpoll *l = b->l;
     struct nacos_client *c = l->client;
     bool was_down = l->failures > 0, probe = b->probe;
+    bool quick = now_ms() - b->sent < QUICK_MS;
     l->failures = 0;
     b->changed = 0;
+    b->count++; /* keeps it while watches leave */
     c->protocol->listen_changed(r, on_key, b);
     double now = unix_now();
-    for (struct nacos_watch *w = b->watches; w; w = w->next) {
-        w->failures = 0;
-        config_confirmed(w, now);
+    for (struct nacos_watch *w = b->watches, *next; w; w = next) {
+        next = w->next;
+        watch_confirmed(w, now);
     }
+    b->count--;
+    if (!probe && (b->changed > 0 || !quick))
+        l->streak = 0;
     if (was_down) {
         for (struct batch *o = l->batches; o; o = o->next)
             if (o != b && !o->poll)
@@ -201,7 +203,7 @@ static void answered(struct batch *b, const struct http_response *r)
         count_polls(l);
         return;
     }
-    if (b->changed == 0 && !probe && now_ms() - b->sent < QUICK_MS) {
+    if (b->changed == 0 && !probe && quick) {
         int64_t ms = (int64_t)BACK_OFF_MIN_MS << (b->quick < 10 ? b->quick : 10);
         b->quick++;
         pause_batch(b, jitter(ms < QUICK_MAX_MS ? ms : QUICK_MAX_MS));
@@ -214,11 +216,11 @@ static void answered(struct batch *b, const struct http_response *r)
         dissolve(b);
         schedule(l);
     } else {
-        post(b);
+        send_batch(b);
     }
 }
 
-static void on_poll(void *arg, const struct http_response *r, const nacos_error *err)
+static void poll_ended(void *arg, const struct http_response *r, const nacos_error *err)
 {
     struct batch *b = arg;
     struct longpoll *l = b->l;
@@ -226,28 +228,36 @@ static void on_poll(void *arg, const struct http_response *r, const nacos_error 
     b->poll = NULL;
     if (err->code == NACOS_CLOSED)
         return;
-    config_look_for_failover(c);
+    watch_look_for_failover(c);
     if (err->code == NACOS_OK) {
         answered(b, r);
         return;
     }
-    int64_t ms = (int64_t)BACK_OFF_MIN_MS << (l->failures < 7 ? l->failures : 7);
+    if (!b->probe)
+        l->streak = now_ms() - b->sent < QUICK_MS ? l->streak + 1 : 0;
+    /* a server that answers probes but refuses to hold must not be asked ever again without a pause */
+    int n = l->failures > l->streak - 1 ? l->failures : l->streak - 1;
+    int64_t ms = (int64_t)BACK_OFF_MIN_MS << (n < 9 ? n : 9);
     int64_t most = err->code == NACOS_UNAVAILABLE ? BACK_OFF_MAX_MS : QUICK_MAX_MS;
-    if (l->failures++ == 0)
-        log_write(c->log, LOG_WARN, "%s; watches of %s go on trying", err->message, *c->ns ? c->ns : "public");
-    if (l->failures == 1 && c->servers.count > 1)
+    if (n == 0)
+        log_write(c->log, LOG_WARN, "%s; the watches go on trying", err->message);
+    if (n == 0 && c->servers.count > 1)
         ms = 10; /* another server may answer at once */
+    l->failures++;
     pause_batch(b, jitter(ms < most ? ms : most));
     count_polls(l);
+    if (err->code != NACOS_UNAVAILABLE)
+        for (struct nacos_watch *w = b->watches; w; w = w->next)
+            watch_trouble(w, err);
 }
 
 /* ---- polls --------------------------------------------------------------------------------------------------------------- */
 
-static void post(struct batch *b)
+static void send_batch(struct batch *b)
 {
     struct longpoll *l = b->l;
     struct nacos_client *c = l->client;
-    if (l->failures > 0 && busy(l, b))
+    if (l->failures > 0 && others_ask(l, b))
         return; /* answered() sets it going */
     struct question q;
     b->probe = l->failures > 0;
@@ -255,17 +265,25 @@ static void post(struct batch *b)
         b->probe |= w->failures > 0; /* its last read failed: whether its value still holds should be known now, not in 30 s */
     c->protocol->listen(&q, c->ns, c->poll_timeout_ms, b->probe);
     for (struct nacos_watch *w = b->watches; w; w = w->next)
-        c->protocol->listen_add(&q, &w->key, w->server_md5);
+        c->protocol->listen_add(&q, &w->key, w->poll_md5);
     b->sent = now_ms();
-    b->poll = request_start(c, &q, c->poll_timeout_ms, on_poll, b);
+    b->poll = request_start(c, &q, b->probe ? PROBE_MS : c->poll_timeout_ms, poll_ended, b);
     if (!b->poll)
         pause_batch(b, 1000);
     count_polls(l);
 }
 
+static size_t encoded(const char *text)
+{
+    size_t n = 0;
+    for (; *text; text++)
+        n += *text == ':' ? 3 : 1; /* the only character of an identifier that is encoded */
+    return n;
+}
+
 static size_t line_bytes(const struct nacos_watch *w)
 {
-    return strlen(w->key.data_id) + strlen(w->key.group) + strlen(w->key.ns) + 32 + 12;
+    return encoded(w->key.data_id) + encoded(w->key.group) + strlen(w->key.ns) + 32 + 12;
 }
 
 static void flush(void *arg)
@@ -295,15 +313,13 @@ static void flush(void *arg)
         size_t bytes = 0;
         while (l->waiting && b->count < target && bytes < BATCH_BYTES) {
             struct nacos_watch *w = l->waiting;
-            cut(&l->waiting, w);
-            l->waiting_count--;
+            watch_go(w, WATCH_ARMED);
             push(&b->watches, w);
             b->count++;
             bytes += line_bytes(w);
             w->batch = b;
-            w->state = WATCH_ARMED;
         }
-        post(b);
+        send_batch(b);
     }
 }
 
@@ -317,22 +333,21 @@ void longpoll_init(struct longpoll *l, struct nacos_client *c)
 void longpoll_add(struct nacos_watch *w)
 {
     struct longpoll *l = &w->client->longpoll;
-    wait_list(l, w);
+    push(&l->waiting, w);
+    l->waiting_count++;
     schedule(l);
 }
 
 void longpoll_remove(struct nacos_watch *w)
 {
     struct longpoll *l = &w->client->longpoll;
+    struct batch *b = w->batch;
     if (w->state == WATCH_WAITING) {
         cut(&l->waiting, w);
         l->waiting_count--;
-        w->state = WATCH_RESTING;
-    } else if (w->state == WATCH_ARMED) {
-        struct batch *b = w->batch;
+    } else if (w->state == WATCH_ARMED && b) {
         cut(&b->watches, w);
         w->batch = NULL;
-        w->state = WATCH_RESTING;
         if (--b->count == 0) {
             free_batch(b);
             count_polls(l);
@@ -342,7 +357,7 @@ void longpoll_remove(struct nacos_watch *w)
 
 void longpoll_nudge(struct longpoll *l)
 {
-    if (l->client->config.fetching == 0)
+    if (l->client->config.reading == 0)
         schedule(l);
 }
 

@@ -9,27 +9,6 @@
 #define WORD "\x02"
 #define LINE "\x01"
 
-static void question_init(struct question *q, const char *method, const char *path, const char *verb)
-{
-    memset(q, 0, sizeof *q);
-    q->method = method;
-    q->verb = verb;
-    buf_init(&q->target, TARGET_MAX);
-    buf_init(&q->body, PUBLISH_MAX);
-    buf_puts(&q->target, path);
-}
-
-void question_free(struct question *q)
-{
-    buf_free(&q->target);
-    buf_free(&q->body);
-}
-
-static void add_header(struct question *q, const char *name, const char *value)
-{
-    snprintf(q->headers[q->header_count++], sizeof q->headers[0], "%s: %s", name, value);
-}
-
 static void add_key(struct buf *b, const struct key *k)
 {
     buf_form(b, "dataId", k->data_id);
@@ -38,83 +17,6 @@ static void add_key(struct buf *b, const struct key *k)
 }
 
 /* ---- answers ------------------------------------------------------------------------------------------------------------- */
-
-static bool body_is(const struct http_response *r, const char *text)
-{
-    const struct buf *b = &r->body;
-    size_t n = strlen(text), len = b->len;
-    while (len && (b->data[len - 1] == '\n' || b->data[len - 1] == '\r'))
-        len--;
-    return len == n && memcmp(b->data, text, n) == 0;
-}
-
-static bool body_has(const struct http_response *r, const char *text)
-{
-    return r->body.len && memmem(r->body.data, r->body.len, text, strlen(text));
-}
-
-/** What the server said, short: the `message` of an error JSON, else the start of a text; a page of HTML says nothing. */
-static void server_words(const struct http_response *r, char *out, size_t size)
-{
-    out[0] = 0;
-    if (!r->body.len || r->body.data[0] == '<')
-        return;
-    json_t *j = json_loadb(r->body.data, r->body.len, 0, NULL);
-    const char *message = json_string_value(json_object_get(j, "message")), *data = json_string_value(json_object_get(j, "data"));
-    const char *text = data && *data ? data : message ? message : j ? "" : r->body.data;
-    size_t n = strcspn(text, "\r\n");
-    snprintf(out, size, ": %.*s", (int)(n > 200 ? 200 : n), text);
-    if (n == 0)
-        out[0] = 0;
-    json_decref(j);
-}
-
-static enum verdict failed(const struct question *q, const struct http_response *r, nacos_error *err, nacos_code code,
-                           enum verdict v, const char *what)
-{
-    char about[700] = "";
-    if (q->key.data_id)
-        snprintf(about, sizeof about, " %.256s (group %.256s%s%.128s)", q->key.data_id, q->key.group,
-                 *q->key.ns ? ", namespace " : "", q->key.ns);
-    err->code = code;
-    err->http_status = r->status;
-    snprintf(err->message, sizeof err->message, "cannot %s%s at %s: %s", q->verb, about, err->server, what);
-    return v;
-}
-
-/** Everything that is not a call's own good answer. */
-static enum verdict judge_failure(const struct question *q, const struct http_response *r, nacos_error *err)
-{
-    char words[220], what[300];
-    if (r->outcome != HTTP_ANSWERED)
-        return failed(q, r, err, r->outcome == HTTP_TOO_LARGE ? NACOS_PROTOCOL : NACOS_UNAVAILABLE, VERDICT_NEXT, r->why);
-    server_words(r, words, sizeof words);
-    snprintf(what, sizeof what, "HTTP %d%s", r->status, words);
-    switch (r->status) {
-    case 401:
-    case 403:
-        return failed(q, r, err, NACOS_FORBIDDEN, VERDICT_NO_RIGHT, what);
-    case 409:
-        return failed(q, r, err, NACOS_UNAVAILABLE, VERDICT_AGAIN, what);
-    case 404:
-    case 405:
-    case 410:
-    case 501:
-        snprintf(what, sizeof what, "it does not offer this call (HTTP %d%s)", r->status, words);
-        return failed(q, r, err, NACOS_UNSUPPORTED, VERDICT_ANSWER, what);
-    case 408:
-    case 429:
-        return failed(q, r, err, NACOS_UNAVAILABLE, VERDICT_NEXT, what);
-    default:
-        break;
-    }
-    if (r->status >= 500)
-        return failed(q, r, err, NACOS_UNAVAILABLE, VERDICT_NEXT, what);
-    if (r->status >= 400)
-        return failed(q, r, err, NACOS_REFUSED, VERDICT_ANSWER, what);
-    snprintf(what, sizeof what, "what answered (HTTP %d) is not a Nacos server; check address, port and proxy", r->status);
-    return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, what);
-}
 
 /** The body is believed only if it has the md5 that the server gave: a proxy's page or half a value never becomes a configuration.
  */
@@ -126,12 +28,12 @@ static enum verdict judge_read(const struct question *q, const struct http_respo
         /* "cipher-" items are decrypted by a server plugin, their md5 is that of the stored form */
         if (r->content_md5[0] && (strcmp(md5, r->content_md5) == 0 || strncmp(q->key.data_id, "cipher-", 7) == 0))
             return VERDICT_ANSWER;
-        return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
                       r->content_md5[0] ? "the content does not have the md5 that came with it"
                                         : "what answered is not a Nacos server (no Content-MD5); check address, port and proxy");
     }
     if (r->outcome == HTTP_ANSWERED && r->status == 404 && body_is(r, "config data not exist"))
-        return failed(q, r, err, NACOS_NOT_FOUND, VERDICT_ANSWER, "it does not exist");
+        return judged(q, r, err, NACOS_NOT_FOUND, VERDICT_ANSWER, "it does not exist");
     return judge_failure(q, r, err);
 }
 
@@ -141,29 +43,17 @@ static enum verdict judge_write(const struct question *q, const struct http_resp
         if (body_is(r, "true"))
             return VERDICT_ANSWER;
         if (body_is(r, "false"))
-            return failed(q, r, err, NACOS_REFUSED, VERDICT_ANSWER, "the server answered false");
-        return failed(q, r, err, NACOS_PROTOCOL, q->cas ? VERDICT_ANSWER : VERDICT_NEXT,
+            return judged(q, r, err, NACOS_REFUSED, VERDICT_ANSWER, "the server answered false");
+        return judged(q, r, err, NACOS_PROTOCOL, q->retry == RETRY_UNSENT ? VERDICT_ANSWER : VERDICT_NEXT,
                       "what answered is not a Nacos server; check address, port and proxy");
     }
     /* 2.3–2.5 say it in words, 3.x answers a bare false */
-    if (q->cas && r->outcome == HTTP_ANSWERED && r->status == 500 && (body_has(r, "Cas publish fail") || body_is(r, "false")))
-        return failed(q, r, err, NACOS_CONFLICT, VERDICT_ANSWER,
+    if (q->retry == RETRY_UNSENT && r->outcome == HTTP_ANSWERED && r->status == 500 &&
+        (body_has(r, "Cas publish fail") || body_is(r, "false")))
+        return judged(q, r, err, NACOS_CONFLICT, VERDICT_ANSWER,
                       "the content is no longer the one with the expected md5; read it and decide again");
     enum verdict v = judge_failure(q, r, err);
-    return v == VERDICT_NEXT && q->cas && r->outcome != HTTP_NO_CONNECT ? VERDICT_ANSWER : v;
-}
-
-static enum verdict judge_json(const struct question *q, const struct http_response *r, nacos_error *err)
-{
-    if (r->outcome == HTTP_ANSWERED && r->status == 200) {
-        size_t i = 0;
-        while (i < r->body.len && strchr(" \r\n\t", r->body.data[i]))
-            i++;
-        if (i < r->body.len && r->body.data[i] == '{')
-            return VERDICT_ANSWER;
-        return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is not JSON");
-    }
-    return judge_failure(q, r, err);
+    return v == VERDICT_NEXT && q->retry == RETRY_UNSENT && r->outcome != HTTP_NO_CONNECT ? VERDICT_ANSWER : v;
 }
 
 /* ---- questions ----------------------------------------------------------------------------------------------------------- */
@@ -181,8 +71,15 @@ static bool v1_publish(struct question *q, const struct key *k, const nacos_publ
     question_init(q, "POST", "/v1/cs/configs", "publish");
     q->key = *k;
     q->judge = judge_write;
-    /* one byte more than allowed, so that the message can tell the real size of what is only a little too large */
-    q->body.max = (size_t)PUBLISH_MAX * 4;
+    json_t *text = json_stringn(p->content, p->len); /* knows UTF-8 */
+    json_decref(text);
+    if (!text) {
+        *err = (nacos_error){.code = NACOS_INVALID};
+        snprintf(err->message, sizeof err->message,
+                 "cannot publish %s (group %s): the content is not valid UTF-8; a server would change it", k->data_id, k->group);
+        return false;
+    }
+    q->body.max = (size_t)PUBLISH_MAX * 4; /* so that the message can tell the real size of what is only a little too large */
     add_key(&q->body, k);
     buf_form(&q->body, "type", p->type);
     buf_form(&q->body, "appName", p->app_name);
@@ -200,8 +97,8 @@ static bool v1_publish(struct question *q, const struct key *k, const nacos_publ
         return false;
     }
     if (p->cas_md5) {
-        q->cas = true;
-        add_header(q, "casMd5", p->cas_md5);
+        q->retry = RETRY_UNSENT;
+        question_header(q, "casMd5", p->cas_md5);
     }
     return true;
 }
@@ -252,46 +149,7 @@ static void v3_version(struct question *q)
     q->judge = judge_json;
 }
 
-static bool parse_version(const struct http_response *r, char *out, size_t size)
-{
-    json_t *j = json_loadb(r->body.data, r->body.len, 0, NULL);
-    json_t *data = json_object_get(j, "data");
-    const char *version = json_string_value(json_object_get(data ? data : j, "version"));
-    bool ok = version && *version;
-    if (ok)
-        snprintf(out, size, "%s", version);
-    json_decref(j);
-    return ok;
-}
-
 /* ---- long poll ----------------------------------------------------------------------------------------------------------- */
-
-static enum verdict judge_listen(const struct question *q, const struct http_response *r, nacos_error *err)
-{
-    if (r->outcome == HTTP_ANSWERED && (r->status == 200 || r->status == 204)) {
-        if (r->body.len == 0 || (r->body.data[0] != '<' && protocol_v1.listen_changed(r, NULL, NULL)))
-            return VERDICT_ANSWER;
-        return failed(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
-                      "the answer is not that of a long poll; check address, port and proxy");
-    }
-    return judge_failure(q, r, err);
-}
-
-static void v1_listen(struct question *q, const char *ns, int64_t hold_ms, bool at_once)
-{
-    char ms[24];
-    question_init(q, "POST", "/v1/cs/configs/listener", "listen for changes");
-    q->judge = judge_listen;
-    q->one_try = true;
-    q->hold_ms = hold_ms;
-    snprintf(ms, sizeof ms, "%lld", (long long)hold_ms);
-    add_header(q, "Long-Pulling-Timeout", ms);
-    if (at_once)
-        add_header(q, "Long-Pulling-Timeout-No-Hangup", "true");
-    /* users with rights to one namespace only are refused without it */
-    buf_form(&q->body, "tenant", *ns ? ns : NULL);
-    buf_form(&q->body, "Listening-Configs", "");
-}
 
 static void v1_listen_add(struct question *q, const struct key *k, const char *md5)
 {
@@ -353,6 +211,33 @@ static bool v1_listen_changed(const struct http_response *r, void (*changed)(voi
     return ok;
 }
 
+static enum verdict judge_listen(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    if (r->outcome == HTTP_ANSWERED && (r->status == 200 || r->status == 204)) {
+        if (r->body.len == 0 || (r->body.data[0] != '<' && v1_listen_changed(r, NULL, NULL)))
+            return VERDICT_ANSWER;
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
+                      "the answer is not that of a long poll; check address, port and proxy");
+    }
+    return judge_failure(q, r, err);
+}
+
+static void v1_listen(struct question *q, const char *ns, int64_t hold_ms, bool at_once)
+{
+    char ms[24];
+    question_init(q, "POST", "/v1/cs/configs/listener", "listen for changes");
+    q->judge = judge_listen;
+    q->retry = RETRY_NEVER;
+    q->hold_ms = at_once ? 0 : hold_ms;
+    snprintf(ms, sizeof ms, "%lld", (long long)hold_ms);
+    question_header(q, "Long-Pulling-Timeout", ms);
+    if (at_once)
+        question_header(q, "Long-Pulling-Timeout-No-Hangup", "true");
+    /* users with rights to one namespace only are refused without it */
+    buf_form(&q->body, "tenant", *ns ? ns : NULL);
+    buf_form(&q->body, "Listening-Configs", "");
+}
+
 const struct protocol protocol_v1 = {
     .name = "v1",
     .read = v1_read,
@@ -360,42 +245,9 @@ const struct protocol protocol_v1 = {
     .remove = v1_remove,
     .list = v1_list,
     .version = v1_version,
-    .parse_version = parse_version,
     .listen = v1_listen,
     .listen_add = v1_listen_add,
     .listen_changed = v1_listen_changed,
 };
 
-const struct protocol protocol_v3_admin = {.name = "v3", .list = v3_list, .version = v3_version, .parse_version = parse_version};
-
-/* ---- login --------------------------------------------------------------------------------------------------------------- */
-
-static enum verdict judge_login(const struct question *q, const struct http_response *r, nacos_error *err)
-{
-    return r->outcome == HTTP_ANSWERED && r->status == 200 ? VERDICT_ANSWER : judge_failure(q, r, err);
-}
-
-void login_question(struct question *q, const char *path, const char *username, const char *password)
-{
-    question_init(q, "POST", path, "log in");
-    buf_form(&q->body, "username", username);
-    buf_form(&q->body, "password", password);
-    q->judge = judge_login;
-}
-
-/** New shape {"accessToken":…,"tokenTtl":…}; before 1.2 {"code":200,"data":"Bearer …"}, where no call needs a token. */
-bool login_parse(const struct http_response *r, char **token, int64_t *ttl_s, bool *no_auth)
-{
-    json_t *j = json_loadb(r->body.data ? r->body.data : "", r->body.len, 0, NULL);
-    const char *t = json_string_value(json_object_get(j, "accessToken"));
-    json_int_t ttl = json_integer_value(json_object_get(j, "tokenTtl"));
-    *no_auth = !t && json_integer_value(json_object_get(j, "code")) == 200;
-    bool ok = t && *t && strcspn(t, "\r\n") == strlen(t);
-    if (ok) {
-        *token = strdup(t);
-        *ttl_s = ttl > 0 ? ttl : 18000;
-        ok = *token != NULL;
-    }
-    json_decref(j);
-    return ok || *no_auth;
-}
+const struct protocol protocol_v3_admin = {.name = "v3", .list = v3_list, .version = v3_version};

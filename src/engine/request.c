@@ -9,26 +9,32 @@
 #define CONNECT_MS 1000 /* a server that does not accept in this time counts as down */
 #define ATTEMPT_MIN_MS 200
 #define HOLD_MARGIN_MS 10000 /* beyond the hold, for a slow answer of 3,000 keys */
-#define AGAIN_MS 60          /* a value being modified is there within ~100 ms */
+#define AGAIN_MS 60          /* a value being modified is there within ~100 ms; an address server's list, too */
+#define HEADERS_MAX 12
 
 struct request {
     struct nacos_client *client;
     struct request *prev, *next; /* in client->requests */
-    struct request *auth_next;   /* in auth->waiters */
     struct question q;
-    char *data_id, *group;
+    char *data_id, *group; /* what q.key points to */
+    bool direct;           /* one given origin, no token */
+    bool context;
     int64_t deadline;
-    uint32_t tried;
-    bool relogged; /* this request has had its second chance */
-    bool in_auth, direct, context;
-    uint32_t current;    /* the bit of the server in use */
-    uint64_t token_used; /* generation of the token in the last attempt */
-    char origin[128];
-    struct http_call *call;
-    struct timer timer;
-    nacos_error error; /* of the last server that failed */
     request_done done;
     void *arg;
+
+    /* it is in exactly one of: asking (call), waiting for a login (in_auth; the timer is the deadline), pausing (timer) */
+    struct http_call *call;
+    bool in_auth;
+    struct timer timer;
+
+    uint32_t tried, current; /* bits of servers in the list of `generation` */
+    unsigned generation;
+    int again;           /* times it was told to come back in a moment */
+    bool relogged;       /* it has had its second chance */
+    uint64_t token_used; /* generation of the token in the last attempt */
+    char origin[128];
+    nacos_error error; /* of the last server that failed */
 };
 
 static void attempt(struct request *r);
@@ -57,33 +63,43 @@ static void free_request(struct request *r)
     free(r);
 }
 
-static void finish(struct request *r, const struct http_response *resp, const nacos_error *err)
+static void end(struct request *r, const struct http_response *resp, const nacos_error *err)
 {
     unlink_request(r);
     r->done(r->arg, resp, err);
     free_request(r);
 }
 
-static void finish_failed(void *arg)
+static void end_failed(void *arg)
 {
     struct request *r = arg;
-    finish(r, NULL, &r->error);
+    int servers = __builtin_popcount(r->tried);
+    size_t n = strlen(r->error.message);
+    if (servers > 1)
+        snprintf(r->error.message + n, sizeof r->error.message - n, " (%d servers tried, this was the last)", servers);
+    end(r, NULL, &r->error);
 }
 
 static void set_error(struct request *r, nacos_code code, const char *why)
 {
-    r->error.code = code;
+    r->error = (nacos_error){.code = code};
     if (r->q.key.data_id)
-        snprintf(r->error.message, sizeof r->error.message, "cannot %s %.200s (group %.100s): %s", r->q.verb, r->q.key.data_id,
+        snprintf(r->error.message, sizeof r->error.message, "cannot %s %s (group %s): %s", r->q.verb, r->q.key.data_id,
                  r->q.key.group, why);
     else
         snprintf(r->error.message, sizeof r->error.message, "cannot %s: %s", r->q.verb, why);
 }
 
+/** Ends it soon, not from inside the caller. */
+static void fail_soon(struct request *r)
+{
+    timer_set(&r->client->engine->timers, &r->timer, 0, end_failed, r);
+}
+
 void request_fail(struct request *r, nacos_code code, const char *why)
 {
     set_error(r, code, why);
-    finish(r, NULL, &r->error);
+    end(r, NULL, &r->error);
 }
 
 void request_cancel(struct request *r)
@@ -94,17 +110,14 @@ void request_cancel(struct request *r)
     free_request(r);
 }
 
-static void time_up(void *arg)
-{
-    struct request *r = arg;
-    if (r->error.code == NACOS_OK)
-        set_error(r, NACOS_UNAVAILABLE, "no answer in time");
-    finish(r, NULL, &r->error);
-}
-
 static void try_again(void *arg)
 {
     attempt(arg);
+}
+
+static void pause_request(struct request *r, int64_t ms)
+{
+    timer_set(&r->client->engine->timers, &r->timer, ms, try_again, r);
 }
 
 static void on_response(void *arg, struct http_response *resp)
@@ -116,15 +129,18 @@ static void on_response(void *arg, struct http_response *resp)
     snprintf(err.server, sizeof err.server, "%s", r->origin);
     enum verdict v = r->q.judge(&r->q, resp, &err);
 
+    if (resp->outcome == HTTP_BUSY) { /* it never was the server's turn: that is no failure of the server */
+        end(r, resp, &err);
+        return;
+    }
     if (v == VERDICT_NEXT) {
         if (!r->direct)
             servers_failed(&c->servers, r->origin, now_ms());
         client_note(c, r->origin, &err);
-        if (log_enabled(c->log, LOG_DEBUG))
-            log_write(c->log, LOG_DEBUG, "%s", err.message);
+        log_write(c->log, LOG_DEBUG, "%s", err.message);
         r->error = err;
-        if (r->q.one_try || r->direct)
-            finish(r, resp, &err);
+        if (r->q.retry == RETRY_NEVER || r->direct)
+            end(r, resp, &err);
         else
             attempt(r);
         return;
@@ -134,10 +150,12 @@ static void on_response(void *arg, struct http_response *resp)
     client_note(c, r->origin, NULL);
     if (v == VERDICT_ANSWER && !r->direct)
         auth_accepted(&c->auth, r->token_used);
-    if (v == VERDICT_AGAIN && r->deadline - now_ms() > AGAIN_MS) {
+    int64_t moment = AGAIN_MS << (r->again < 6 ? r->again : 6);
+    if (v == VERDICT_AGAIN && r->deadline - now_ms() > moment) {
         r->error = err;
+        r->again++;
         r->tried &= ~r->current;
-        timer_set(&c->engine->timers, &r->timer, AGAIN_MS, try_again, r);
+        pause_request(r, moment);
         return;
     }
     if (v == VERDICT_NO_RIGHT && !r->direct && !r->relogged && auth_refused(&c->auth, r->token_used, resp)) {
@@ -147,26 +165,26 @@ static void on_response(void *arg, struct http_response *resp)
         attempt(r);
         return;
     }
-    finish(r, resp, &err);
+    end(r, resp, &err);
 }
 
 void request_login_over(struct request *r, const nacos_error *err)
 {
     r->in_auth = false;
-    if (err && err->code != NACOS_OK) {
+    if (err) {
         r->error = *err;
-        /* not from inside the caller: it walks the waiters */
-        timer_set(&r->client->engine->timers, &r->timer, 0, finish_failed, r);
+        fail_soon(r); /* the caller walks the waiters */
     } else {
-        timer_set(&r->client->engine->timers, &r->timer, 0, try_again, r);
+        pause_request(r, 0);
     }
 }
 
-/** ak/sk headers: Timestamp and base64(HMAC-SHA1(sk, resource "+" timestamp)), resource = [tenant "+"] group. */
+/** ak/sk headers: Timestamp and base64(HMAC-SHA1(sk, resource "+" timestamp)), resource = tenant and group, as far as there are
+ * any. */
 static int sign(const struct request *r, char lines[3][200])
 {
     const struct nacos_client *c = r->client;
-    char text[512], signature[32], ms[24];
+    char text[800], signature[32], ms[24];
     snprintf(ms, sizeof ms, "%lld", (long long)(unix_now() * 1000));
     const char *group = r->q.key.data_id ? r->q.key.group : "";
     snprintf(text, sizeof text, "%s%s%s%s%s", c->ns, *c->ns && *group ? "+" : "", group, *c->ns || *group ? "+" : "", ms);
@@ -178,77 +196,36 @@ static int sign(const struct request *r, char lines[3][200])
     return 3;
 }
 
-/** How long this attempt may take: an equal share of what is left for each server not yet tried. */
+/** How long this attempt may take: an equal share of what is left for it and each server not yet tried. */
 static int64_t share(const struct request *r, int64_t left)
 {
-    if (r->q.hold_ms > 0 || r->direct)
+    if (r->q.retry == RETRY_NEVER || r->direct)
         return left;
-    int untried = 0;
-    for (int i = 0; i < r->client->servers.count; i++)
-        untried += !(r->tried & (1u << i));
-    int64_t part = left / (untried + 1); /* this one is marked as tried already */
+    int64_t part = left / (r->client->servers.count - __builtin_popcount(r->tried) + 1);
     return part > ATTEMPT_MIN_MS ? part : ATTEMPT_MIN_MS < left ? ATTEMPT_MIN_MS : left;
 }
 
-static void attempt(struct request *r)
+/** Sends the question to r->origin. */
+static void ask(struct request *r, const char *token, int64_t left)
 {
     struct nacos_client *c = r->client;
-    int64_t left = r->deadline - now_ms();
-    if (left <= 0) {
-        timer_set(&c->engine->timers, &r->timer, 0, time_up, r);
-        return;
-    }
-    const char *token = NULL;
-    if (!r->direct) {
-        nacos_error refused = {0};
-        switch (auth_token(&c->auth, &token, &r->token_used, &refused)) {
-        case AUTH_WAIT:
-            auth_join(&c->auth, r);
-            r->in_auth = true;
-            timer_set(&c->engine->timers, &r->timer, left, time_up, r);
-            r->error = (nacos_error){0};
-            set_error(r, NACOS_UNAVAILABLE, "no answer to the login in time");
-            return;
-        case AUTH_FAILED:
-            r->error = refused;
-            timer_set(&c->engine->timers, &r->timer, 0, finish_failed, r);
-            return;
-        case AUTH_READY:
-            break;
-        }
-        int k = servers_pick(&c->servers, r->tried, now_ms());
-        if (k < 0 && c->endpoint && c->servers.count == 0) {
-            timer_set(&c->engine->timers, &r->timer, left < AGAIN_MS ? left : AGAIN_MS, try_again, r);
-            return;
-        }
-        if (k < 0) {
-            if (r->error.code == NACOS_OK)
-                set_error(r, NACOS_UNAVAILABLE, "no server is known");
-            timer_set(&c->engine->timers, &r->timer, 0, finish_failed, r);
-            return;
-        }
-        snprintf(r->origin, sizeof r->origin, "%s", c->servers.list[k].origin);
-        r->current = 1u << k;
-        r->tried |= r->current;
-    }
-
-    char token_line[4200], signature[3][200];
-    const char *headers[12];
+    const char *headers[HEADERS_MAX];
+    char signature[3][200];
+    struct buf token_line, target;
     int n = 0;
+    buf_init(&token_line, 64 << 10);
+    buf_init(&target, TARGET_MAX + 1024);
     headers[n++] = VERSION_HEADER;
     for (int i = 0; i < r->q.header_count; i++)
         headers[n++] = r->q.headers[i];
     if (r->q.body.len)
         headers[n++] = "Content-Type: application/x-www-form-urlencoded; charset=UTF-8";
-    if (token && snprintf(token_line, sizeof token_line, "accessToken: %s", token) < (int)sizeof token_line)
-        headers[n++] = token_line;
+    if (token && buf_printf(&token_line, "accessToken: %s", token))
+        headers[n++] = token_line.data;
     if (c->ak && c->sk && !r->direct)
         for (int i = 0, count = sign(r, signature); i < count; i++)
             headers[n++] = signature[i];
     headers[n] = NULL;
-
-    struct buf target;
-    buf_init(&target, TARGET_MAX + 1024);
     buf_puts(&target, r->context ? c->context_path : "");
     buf_append(&target, r->q.target.data, r->q.target.len);
     bool https = strncmp(r->origin, "https:", 6) == 0;
@@ -262,20 +239,70 @@ static void attempt(struct request *r)
                                                    : NULL,
         .body_len = r->q.body.len,
         .timeout_ms = share(r, left),
+        .wait_ms = left,
         .connect_timeout_ms = CONNECT_MS,
         .held = r->q.hold_ms > 0,
-        .fresh = r->q.cas,
+        .fresh = r->q.retry == RETRY_UNSENT,
         .tls = &c->tls,
         .proxy = https ? c->proxy_https : c->proxy_http,
         .max_response = c->max_response,
     };
-    if (!target.failed && !r->q.target.failed && !r->q.body.failed)
+    bool fits = !target.failed && !token_line.failed && !r->q.target.failed && !r->q.body.failed;
+    if (fits)
         r->call = http_start(c->engine->http, &spec, on_response, r);
     buf_free(&target);
+    buf_free(&token_line);
     if (!r->call) {
-        set_error(r, NACOS_NOMEM, "out of memory");
-        timer_set(&c->engine->timers, &r->timer, 0, finish_failed, r);
+        set_error(r, fits ? NACOS_NOMEM : NACOS_INVALID, fits ? "out of memory" : "the request is too large");
+        fail_soon(r);
     }
+}
+
+static void attempt(struct request *r)
+{
+    struct nacos_client *c = r->client;
+    struct servers *s = &c->servers;
+    int64_t left = r->deadline - now_ms();
+    if (left <= 0) {
+        if (r->error.code == NACOS_OK)
+            set_error(r, NACOS_UNAVAILABLE, s->count ? "no answer in time" : "the address server has given no list yet");
+        fail_soon(r);
+        return;
+    }
+    if (r->direct) {
+        ask(r, NULL, left);
+        return;
+    }
+    if (s->count == 0) {
+        pause_request(r, left < AGAIN_MS ? left : AGAIN_MS);
+        return;
+    }
+    const char *token = NULL;
+    switch (auth_token(&c->auth, &token, &r->token_used, &r->error)) {
+    case AUTH_WAIT: /* r->error tells, should the time run out first */
+        auth_join(&c->auth, r);
+        r->in_auth = true;
+        timer_set(&c->engine->timers, &r->timer, left, end_failed, r);
+        return;
+    case AUTH_FAILED:
+        fail_soon(r);
+        return;
+    case AUTH_READY:
+        break;
+    }
+    if (r->generation != s->generation) { /* another list: the bits mean nothing any more */
+        r->generation = s->generation;
+        r->tried = 0;
+    }
+    int k = servers_pick(s, r->tried, now_ms());
+    if (k < 0) {
+        fail_soon(r);
+        return;
+    }
+    snprintf(r->origin, sizeof r->origin, "%s", s->list[k].origin);
+    r->current = 1u << k;
+    r->tried |= r->current;
+    ask(r, token, left);
 }
 
 static struct request *start(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms,
@@ -310,7 +337,7 @@ static struct request *start(struct nacos_client *c, struct question *q, const c
     r->deadline = now_ms() + timeout_ms + (q->hold_ms > 0 ? HOLD_MARGIN_MS : 0);
     if (c->closing) {
         set_error(r, NACOS_CLOSED, "the client is closed");
-        timer_set(&c->engine->timers, &r->timer, 0, finish_failed, r);
+        fail_soon(r);
     } else {
         attempt(r);
     }

@@ -1,7 +1,8 @@
 /** request: a question put to the servers of a client until one answers or the time is up.
  *
- *  It waits for the login, signs, divides the caller's time among the servers not yet tried, goes to the next one when a server
- * fails, and logs in again once when a token is refused. */
+ *  It waits for the login and for the list of an address server, signs, divides the caller's time among the servers not yet tried,
+ * goes to the next one when a server fails (as the question's `retry` allows), and asks for one new login when a token is refused.
+ */
 #ifndef LUNACOS_REQUEST_H
 #define LUNACOS_REQUEST_H
 
@@ -11,20 +12,21 @@
 struct nacos_client;
 struct request;
 
-/** `err->code` NACOS_OK: the server's answer is in `r`. Otherwise `r` may be NULL or a failure. Both die when it returns. */
+/** `err->code` NACOS_OK: the server's answer is in `r`, err->server says whose. Otherwise `r` may be NULL or a failure. Both die
+ * when it returns. */
 typedef void (*request_done)(void *arg, const struct http_response *r, const nacos_error *err);
 
 /** Takes the question over (also on failure). `done` is called exactly once, never from inside this call, unless request_cancel()
  * comes first. NULL: out of memory, `done` will not be called. */
 struct request *request_start(struct nacos_client *c, struct question *q, int64_t timeout_ms, request_done done, void *arg);
-/** As above, against this origin only and without a token: address server and login. `context` false: the target is the whole path.
- */
+/** As above, but asks only this origin, and without a token: address server and login. `context` false: the target is the whole
+ * path. */
 struct request *request_start_at(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms,
                                  request_done done, void *arg);
 void request_cancel(struct request *r);
 /** Ends it with this error, through `done`. */
 void request_fail(struct request *r, nacos_code code, const char *why);
-/** The login that this request waited for is over: err NULL or NACOS_OK when it worked. */
+/** The login that this request waited for is over: err NULL when it worked. */
 void request_login_over(struct request *r, const nacos_error *err);
 
 #endif

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <uv.h>
 
+#define DEFAULT_PORT 8848
 #define REST_MIN_MS 1000
 #define REST_MAX_MS 30000
 
@@ -16,10 +17,9 @@ static bool bad(nacos_error *err, const char *address, size_t n, const char *wha
     return false;
 }
 
-/** One address without blanks around it into "scheme://host:port". */
-static bool parse_one(const char *p, size_t n, const char *scheme, struct server *out, nacos_error *err)
+bool server_parse(const char *p, size_t n, int default_port, char origin[128], nacos_error *err)
 {
-    const char *whole = p, *end = p + n;
+    const char *whole = p, *end = p + n, *scheme = "http";
     const size_t whole_n = n;
     if (n >= 7 && strncasecmp(p, "http://", 7) == 0) {
         scheme = "http";
@@ -50,7 +50,7 @@ static bool parse_one(const char *p, size_t n, const char *scheme, struct server
     for (const char *q = host; q < host_end; q++)
         if (!isalnum((unsigned char)*q) && !strchr("-._[]:%", *q))
             return bad(err, whole, whole_n, "a host is made of letters, digits, '-' and '.' (no path or user)");
-    long port = 8848;
+    long port = default_port;
     if (host_end < end) {
         char digits[8] = "";
         size_t len = (size_t)(end - host_end - 1);
@@ -62,11 +62,11 @@ static bool parse_one(const char *p, size_t n, const char *scheme, struct server
         if (*rest || port < 1 || port > 65535)
             return bad(err, whole, whole_n, "the port is a number from 1 to 65535");
     }
-    int len = snprintf(out->origin, sizeof out->origin, "%s://%.*s:%ld", scheme, (int)(host_end - host), host, port);
-    return len < (int)sizeof out->origin || bad(err, whole, whole_n, "too long");
+    int len = snprintf(origin, 128, "%s://%.*s:%ld", scheme, (int)(host_end - host), host, port);
+    return len < 128 || bad(err, whole, whole_n, "too long");
 }
 
-bool servers_parse(struct servers *s, const char *addresses, const char *default_scheme, nacos_error *err)
+bool servers_parse(struct servers *s, const char *addresses, nacos_error *err)
 {
     struct servers fresh = {0};
     for (const char *p = addresses; *p;) {
@@ -80,7 +80,7 @@ bool servers_parse(struct servers *s, const char *addresses, const char *default
             if (fresh.count == SERVERS_MAX)
                 return bad(err, a, (size_t)(z - a), "more than 32 servers");
             struct server *one = &fresh.list[fresh.count];
-            if (!parse_one(a, (size_t)(z - a), default_scheme, one, err))
+            if (!server_parse(a, (size_t)(z - a), DEFAULT_PORT, one->origin, err))
                 return false;
             struct server *known = servers_find(s, one->origin);
             if (known)
@@ -98,6 +98,10 @@ bool servers_parse(struct servers *s, const char *addresses, const char *default
     if (uv_random(NULL, NULL, &dice, sizeof dice, 0, NULL) != 0)
         dice = (uint16_t)uv_hrtime();
     fresh.current = current ? (int)(current - fresh.list) : dice % fresh.count;
+    bool same = fresh.count == s->count;
+    for (int i = 0; i < fresh.count && same; i++)
+        same = strcmp(fresh.list[i].origin, s->list[i].origin) == 0;
+    fresh.generation = s->generation + !same;
     *s = fresh;
     return true;
 }
@@ -132,6 +136,7 @@ void servers_failed(struct servers *s, const char *origin, int64_t now)
         return;
     int64_t rest = (int64_t)REST_MIN_MS << (v->failures < 5 ? v->failures : 5);
     v->failures++;
+    v->version[0] = 0; /* it may come back as another */
     v->rest_until = now + (rest < REST_MAX_MS ? rest : REST_MAX_MS);
 }
 

@@ -21,11 +21,14 @@ struct server {
 struct servers {
     struct server list[SERVERS_MAX];
     int count, current;
+    unsigned generation; /* counts the lists: indexes of an older one mean nothing */
 };
 
 /** Parses "a:8848, https://b, [::1]:80"; replaces the list (what is known of servers that stay is kept). False and err->message on
  * a bad address. */
-bool servers_parse(struct servers *s, const char *addresses, const char *default_scheme, nacos_error *err);
+bool servers_parse(struct servers *s, const char *addresses, nacos_error *err);
+/** One address into "scheme://host:port"; `port`: unless it names one. */
+bool server_parse(const char *address, size_t n, int port, char origin[128], nacos_error *err);
 /** The index to use next, skipping those in the bit set `tried`; -1: all were tried. Servers that failed lately come last. */
 int servers_pick(struct servers *s, uint32_t tried, int64_t now);
 void servers_failed(struct servers *s, const char *origin, int64_t now);

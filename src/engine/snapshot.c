@@ -38,6 +38,11 @@ char *snapshot_read(const char *base, const char *data_id, const char *group, co
     char *path = path_of(base, data_id, group, ns, log);
     if (path && file_read(path, max, &data, len, why, sizeof(why)) == FILE_ERROR)
         log_write(log, LOG_WARN, "snapshot ignored: %s", why);
+    if (data && *len == 0) { /* no server holds empty content: a power cut may leave such a file */
+        log_write(log, LOG_WARN, "snapshot ignored: %s is empty", path);
+        free(data);
+        data = NULL;
+    }
     free(path);
     return data;
 }
@@ -45,7 +50,7 @@ char *snapshot_read(const char *base, const char *data_id, const char *group, co
 bool snapshot_write(const char *base, const char *data_id, const char *group, const char *ns, const void *data, size_t len,
                     struct log *log)
 {
-    const struct file_attr attr = {.uid = (uid_t)-1, .gid = (gid_t)-1};
+    const struct file_attr attr = {.mode = 0600, .uid = (uid_t)-1, .gid = (gid_t)-1}; /* contents may be secrets */
     char why[WHY_BYTES], *old = NULL;
     size_t old_len;
     bool ok = true;

@@ -12,7 +12,8 @@
 
 struct log;
 
-/** Reads `base/dataId+group+namespace`; NULL if absent or unusable (then logged). The caller frees. `max` bounds the size. */
+/** Reads `base/dataId+group+namespace`; NULL if absent or unusable, also empty (then logged). The caller frees. `max` bounds the
+ * size. */
 char *snapshot_read(const char *base, const char *data_id, const char *group, const char *ns, size_t max, size_t *len,
                     struct log *log);
 /** Writes it atomically, making the folder when needed; false (logged) on any failure. Writes nothing, and returns true, when the

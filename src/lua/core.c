@@ -199,9 +199,13 @@ static int push_id(lua_State *L, uint64_t id)
     return 1;
 }
 
+static const char FORKED_TEXT[] = "this process is a fork of the one that loaded nacos; load it here anew";
+
 static int engine_timer(lua_State *L)
 {
     struct engine_ud *u = check_engine(L);
+    if (nacos_engine_forked(u->e))
+        return fail(L, NACOS_FORKED, FORKED_TEXT);
     return push_id(L, nacos_timer(u->e, to_ms(L, 2)));
 }
 
@@ -210,6 +214,8 @@ static int engine_signal(lua_State *L)
     static const char *const names[] = {"HUP", "INT", "TERM", "USR1", "USR2", "CHLD", "WINCH", NULL};
     static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGCHLD, SIGWINCH};
     struct engine_ud *u = check_engine(L);
+    if (nacos_engine_forked(u->e))
+        return fail(L, NACOS_FORKED, FORKED_TEXT);
     return push_id(L, nacos_signal(u->e, numbers[luaL_checkoption(L, 2, NULL, names)]));
 }
 
@@ -305,7 +311,7 @@ static int engine_client(lua_State *L)
     lua_setiuservalue(L, -2, 1);
     luaL_setmetatable(L, CLIENT);
     if (nacos_engine_forked(e->e))
-        return fail(L, NACOS_FORKED, "this process is a fork of the one that loaded nacos; load it here anew");
+        return fail(L, NACOS_FORKED, FORKED_TEXT);
     u->c = nacos_client_new(e->e, &o, &err);
     if (u->c)
         return 1;

@@ -3,7 +3,7 @@
 --   client.lua watch ADDRESS GROUP KEYS [PULLING_TIMEOUT]   also prints "all TAG NS" when every key has arrived with that tag
 --   client.lua add ADDRESS GROUP KEYS                       watches cfg-0; each second, and not before the last one has arrived, one more: "added INDEX"
 --   client.lua read ADDRESS GROUP KEYS WAYS                 reads lines "COUNT"; answers "done WALL_NS CPU_NS"
---   client.lua render ADDRESS GROUP KEYS FOLDER             file i is rendered from a template that shows cfg-i
+--   client.lua render ADDRESS GROUP KEYS FOLDER [nosync]    file i is rendered from a template that shows cfg-i
 --   client.lua step ADDRESS GROUP KEYS                      "done EMPTY_NS STEP_NS": a call of an empty function, an idle nacos.step(0)
 -- The current folder gets the snapshots.
 
@@ -109,7 +109,7 @@ local function render(folder)
     local text = assert(compiled:render({ data_id = "cfg-" .. i, group = group }, { client = client }))
     if text ~= old[i] then
       old[i] = text
-      assert(nacos.write_file(folder .. "/file-" .. i, text))
+      assert(nacos.write_file(folder .. "/file-" .. i, text, { sync = arg[6] ~= "nosync" }))
     end
   end)
 end

@@ -22,7 +22,7 @@ static struct http_response answer(int status, const char *body, const char *md5
     return r;
 }
 
-static void judged(struct question *q, int status, const char *body, const char *md5, enum verdict verdict, nacos_code code)
+static void expect(struct question *q, int status, const char *body, const char *md5, enum verdict verdict, nacos_code code)
 {
     struct http_response r = answer(status, body, md5);
     nacos_error err = {.server = "http://10.0.0.1:8848"};
@@ -47,25 +47,25 @@ static void read_is_judged(void)
     struct question q;
     protocol_v1.read(&q, &KEY);
     CHECK(is(&q.target, "/v1/cs/configs?dataId=app.yaml&group=DEFAULT_GROUP"));
-    judged(&q, 200, "hello", HELLO_MD5, VERDICT_ANSWER, NACOS_OK);
-    judged(&q, 200, "hell", HELLO_MD5, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 200, "<html>portal</html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 200, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 404, "config data not exist\n", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
-    judged(&q, 404, "config data not exist", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
-    judged(&q, 404, "{\"status\":404,\"error\":\"Not Found\",\"message\":\"No endpoint GET /nacos/v1/cs/configs.\"}", NULL,
+    expect(&q, 200, "hello", HELLO_MD5, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "hell", HELLO_MD5, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 200, "<html>portal</html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 200, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 404, "config data not exist\n", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 404, "config data not exist", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 404, "{\"status\":404,\"error\":\"Not Found\",\"message\":\"No endpoint GET /nacos/v1/cs/configs.\"}", NULL,
            VERDICT_ANSWER, NACOS_UNSUPPORTED);
-    judged(&q, 404, "<html>config data not exist</html>", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
-    judged(&q, 404, "", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
-    judged(&q, 410, "{\"status\":410}", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
-    judged(&q, 501, "no such api", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
-    judged(&q, 403, "{\"message\":\"token expired!\"}", NULL, VERDICT_NO_RIGHT, NACOS_FORBIDDEN);
-    judged(&q, 409, "requested file is being modified, please try later.", NULL, VERDICT_AGAIN, NACOS_UNAVAILABLE);
-    judged(&q, 400, "Param 'dataId' is illegal\r\n", NULL, VERDICT_ANSWER, NACOS_REFUSED);
-    judged(&q, 500, "caused: x;", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
-    judged(&q, 503, "", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
-    judged(&q, 302, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 204, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 404, "<html>config data not exist</html>", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 404, "", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 410, "{\"status\":410}", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 501, "no such api", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 403, "{\"message\":\"token expired!\"}", NULL, VERDICT_NO_RIGHT, NACOS_FORBIDDEN);
+    expect(&q, 409, "requested file is being modified, please try later.", NULL, VERDICT_AGAIN, NACOS_UNAVAILABLE);
+    expect(&q, 400, "Param 'dataId' is illegal\r\n", NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    expect(&q, 500, "caused: x;", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    expect(&q, 503, "", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    expect(&q, 302, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 204, "", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
     question_free(&q);
 }
 
@@ -88,11 +88,23 @@ static void publish_is_a_form(void)
     nacos_publish p = {.content = "a=1&b=ü %", .len = strlen("a=1&b=ü %"), .type = "properties", .desc = "x y"};
     CHECK(protocol_v1.publish(&q, &TENANT_KEY, &p, &err));
     CHECK(is(&q.body, "dataId=app.yaml&group=G&tenant=ns9&type=properties&desc=x%20y&content=a%3D1%26b%3D%C3%BC%20%25"));
-    CHECK(!q.cas && q.header_count == 0);
-    judged(&q, 200, "true", NULL, VERDICT_ANSWER, NACOS_OK);
-    judged(&q, 200, "false", NULL, VERDICT_ANSWER, NACOS_REFUSED);
-    judged(&q, 200, "<html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 500, "false", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    CHECK(q.retry == RETRY_SERVERS && q.header_count == 0);
+    expect(&q, 200, "true", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "false", NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    expect(&q, 200, "<html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 500, "false", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    question_free(&q);
+}
+
+static void publish_wants_utf8(void)
+{
+    struct question q;
+    nacos_error err;
+    nacos_publish p = {.content = "a\xff", .len = 2};
+    CHECK(!protocol_v1.publish(&q, &KEY, &p, &err) && err.code == NACOS_INVALID && strstr(err.message, "UTF-8"));
+    question_free(&q);
+    p = (nacos_publish){.content = "\xf0\x9f\x8c\x99\0x", .len = 6}; /* a moon and a NUL */
+    CHECK(protocol_v1.publish(&q, &KEY, &p, &err));
     question_free(&q);
 }
 
@@ -102,11 +114,11 @@ static void cas_conflict_is_final(void)
     nacos_error err;
     nacos_publish p = {.content = "x", .len = 1, .cas_md5 = HELLO_MD5};
     CHECK(protocol_v1.publish(&q, &KEY, &p, &err));
-    CHECK(q.cas && q.header_count == 1 && strcmp(q.headers[0], "casMd5: " HELLO_MD5) == 0);
-    judged(&q, 500, "caused: Cas publish fail, server md5 may have changed.;", NULL, VERDICT_ANSWER, NACOS_CONFLICT);
-    judged(&q, 500, "false", NULL, VERDICT_ANSWER, NACOS_CONFLICT);
+    CHECK(q.retry == RETRY_UNSENT && q.header_count == 1 && strcmp(q.headers[0], "casMd5: " HELLO_MD5) == 0);
+    expect(&q, 500, "caused: Cas publish fail, server md5 may have changed.;", NULL, VERDICT_ANSWER, NACOS_CONFLICT);
+    expect(&q, 500, "false", NULL, VERDICT_ANSWER, NACOS_CONFLICT);
     /* it may have been written: asking another server could only answer "conflict" */
-    judged(&q, 500, "caused: disk full;", NULL, VERDICT_ANSWER, NACOS_UNAVAILABLE);
+    expect(&q, 500, "caused: disk full;", NULL, VERDICT_ANSWER, NACOS_UNAVAILABLE);
     struct http_response r = {.outcome = HTTP_NO_CONNECT};
     CHECK(q.judge(&q, &r, &err) == VERDICT_NEXT);
     r.outcome = HTTP_TIMEOUT;
@@ -143,19 +155,19 @@ static void listen_lines(void)
     protocol_v1.listen_add(&q, &(struct key){"b", "G", ""}, "");
     CHECK(is(&q.body, "Listening-Configs=app.yaml%02DEFAULT_GROUP%02" HELLO_MD5 "%01b%02G%02%01"));
     CHECK(q.header_count == 1 && strcmp(q.headers[0], "Long-Pulling-Timeout: 30000") == 0);
-    CHECK(q.hold_ms == 30000 && q.one_try);
-    judged(&q, 200, "", NULL, VERDICT_ANSWER, NACOS_OK);
-    judged(&q, 204, "", NULL, VERDICT_ANSWER, NACOS_OK);
-    judged(&q, 200, "app.yaml%02DEFAULT_GROUP%01\n", NULL, VERDICT_ANSWER, NACOS_OK);
-    judged(&q, 200, "<html></html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 200, "OK", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
-    judged(&q, 400, "caused: invalid probeModify;", NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    CHECK(q.hold_ms == 30000 && q.retry == RETRY_NEVER);
+    expect(&q, 200, "", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 204, "", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "app.yaml%02DEFAULT_GROUP%01\n", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "<html></html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 200, "OK", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 400, "caused: invalid probeModify;", NULL, VERDICT_ANSWER, NACOS_REFUSED);
     question_free(&q);
 
     protocol_v1.listen(&q, "ns9", 10000, true);
     protocol_v1.listen_add(&q, &TENANT_KEY, "");
     CHECK(is(&q.body, "tenant=ns9&Listening-Configs=app.yaml%02G%02%02ns9%01"));
-    CHECK(q.header_count == 2 && strcmp(q.headers[1], "Long-Pulling-Timeout-No-Hangup: true") == 0);
+    CHECK(q.hold_ms == 0 && q.header_count == 2 && strcmp(q.headers[1], "Long-Pulling-Timeout-No-Hangup: true") == 0);
     question_free(&q);
 }
 
@@ -219,13 +231,13 @@ static void version_shapes(void)
 {
     char v[32];
     struct http_response r = answer(200, "{\"version\":\"2.3.2\",\"standalone_mode\":\"standalone\"}", NULL);
-    CHECK(protocol_v1.parse_version(&r, v, sizeof v) && strcmp(v, "2.3.2") == 0);
+    CHECK(parse_version(&r, v, sizeof v) && strcmp(v, "2.3.2") == 0);
     buf_free(&r.body);
     r = answer(200, "{\"code\":0,\"data\":{\"version\":\"3.1.0-bugfix\"}}", NULL);
-    CHECK(protocol_v3_admin.parse_version(&r, v, sizeof v) && strcmp(v, "3.1.0-bugfix") == 0);
+    CHECK(parse_version(&r, v, sizeof v) && strcmp(v, "3.1.0-bugfix") == 0);
     buf_free(&r.body);
     r = answer(200, "{\"code\":0,\"data\":null}", NULL);
-    CHECK(!protocol_v1.parse_version(&r, v, sizeof v));
+    CHECK(!parse_version(&r, v, sizeof v));
     buf_free(&r.body);
 }
 
@@ -233,7 +245,7 @@ static void address(const char *text, const char *origin)
 {
     struct servers s = {0};
     nacos_error err = {0};
-    bool ok = servers_parse(&s, text, "http", &err);
+    bool ok = servers_parse(&s, text, &err);
     if (ok != (origin != NULL) || (ok && (s.count != 1 || strcmp(s.list[0].origin, origin) != 0))) {
         printf("# %s: %s\n", text, ok ? s.list[0].origin : err.message);
         test_failed = true;
@@ -268,7 +280,7 @@ static void servers_are_sticky_and_failed_ones_come_last(void)
 {
     struct servers s = {0};
     nacos_error err;
-    CHECK(servers_parse(&s, "a:1,b:2,c:3", "http", &err) && s.count == 3);
+    CHECK(servers_parse(&s, "a:1,b:2,c:3", &err) && s.count == 3);
     servers_worked(&s, "http://b:2");
     CHECK(servers_pick(&s, 0, 1000) == 1);
     servers_failed(&s, "http://b:2", 1000);
@@ -280,7 +292,7 @@ static void servers_are_sticky_and_failed_ones_come_last(void)
     CHECK(servers_pick(&s, 7, 1003) == -1);
     CHECK(servers_pick(&s, 0, 1000000) == 1); /* rested: the current one again */
     servers_worked(&s, "http://c:3");
-    CHECK(servers_parse(&s, "c:3,d:4", "http", &err) && strcmp(s.list[servers_pick(&s, 0, 1003)].origin, "http://c:3") == 0);
+    CHECK(servers_parse(&s, "c:3,d:4", &err) && strcmp(s.list[servers_pick(&s, 0, 1003)].origin, "http://c:3") == 0);
 }
 
 static int fired[8], fired_count;
@@ -316,6 +328,7 @@ static void timers_fire_in_order(void)
 const struct leaf_test protocol_tests[] = {TEST(read_is_judged),
                                            TEST(server_words_reach_the_user),
                                            TEST(publish_is_a_form),
+                                           TEST(publish_wants_utf8),
                                            TEST(cas_conflict_is_final),
                                            TEST(publish_is_bounded_by_the_encoded_size),
                                            TEST(listen_lines),

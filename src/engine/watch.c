@@ -1,0 +1,390 @@
+#include "engine/watch.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "engine/client.h"
+
+#define CHANGES_PER_SECOND 20 /* of one item, before it has to rest */
+#define REST_MAX_MS 30000
+
+static int64_t back_off(int64_t first, int n)
+{
+    int64_t ms = first << (n < 12 ? n : 12);
+    return ms < REST_MAX_MS ? ms : REST_MAX_MS;
+}
+
+/* ---- states -------------------------------------------------------------------------------------------------------------- */
+
+static void rested_read(void *arg)
+{
+    watch_go(arg, WATCH_READING);
+}
+
+static void rested_wait(void *arg)
+{
+    watch_go(arg, WATCH_WAITING);
+}
+
+/** Takes it out of whatever its state holds. */
+static void leave_state(struct nacos_watch *w)
+{
+    timer_clear(&w->client->engine->timers, &w->timer);
+    if (w->read)
+        config_read_leave(w->read);
+    w->read = NULL;
+    longpoll_remove(w);
+    w->state = WATCH_RESTING;
+}
+
+void watch_rest(struct nacos_watch *w, int64_t ms, enum watch_state then)
+{
+    leave_state(w);
+    timer_set(&w->client->engine->timers, &w->timer, ms, then == WATCH_READING ? rested_read : rested_wait, w);
+}
+
+void watch_go(struct nacos_watch *w, enum watch_state state)
+{
+    leave_state(w);
+    w->state = state;
+    if (state == WATCH_WAITING)
+        longpoll_add(w);
+    if (state != WATCH_READING)
+        return;
+    w->read = config_read_for(w, w->listed);
+    if (!w->read)
+        watch_rest(w, 1000, WATCH_READING);
+}
+
+/* ---- events -------------------------------------------------------------------------------------------------------------- */
+
+/** Makes `v` (NULL: absent) the newest value; an event only if that is news. */
+static void deliver(struct nacos_watch *w, struct value *v, nacos_source source)
+{
+    nacos_engine *e = w->client->engine;
+    struct event *ev = &w->event;
+    double confirmed = source == NACOS_FROM_SERVER ? unix_now() : 0;
+    pthread_mutex_lock(&e->lock);
+    bool same = w->known && (v ? ev->value && strcmp(v->md5, ev->value->md5) == 0 : !ev->value);
+    bool news = !same && (w->known || v);
+    struct value *old = NULL;
+    w->client->watches.failovers += (source == NACOS_FROM_FAILOVER) - (ev->source == NACOS_FROM_FAILOVER);
+    if (!same) {
+        old = ev->value;
+        ev->value = value_ref(v);
+        ev->version++;
+        w->known = true;
+    }
+    ev->source = v ? source : NACOS_FROM_NONE;
+    ev->confirmed = confirmed;
+    if (news)
+        engine_ready_locked(e, ev);
+    pthread_mutex_unlock(&e->lock);
+    value_unref(old);
+}
+
+void watch_trouble(struct nacos_watch *w, const nacos_error *err)
+{
+    if (w->trouble == err->code)
+        return;
+    w->trouble = err->code;
+    log_write(w->client->log, LOG_WARN, "%s; the watch goes on trying", err->message);
+    struct event *ev = event_new(w->event.id, NACOS_EVENT_TROUBLE);
+    if (!ev)
+        return;
+    w->told = true;
+    event_set_error(ev, err);
+    engine_ready(w->client->engine, ev);
+}
+
+void watch_confirmed(struct nacos_watch *w, double unix_time)
+{
+    nacos_engine *e = w->client->engine;
+    w->trouble = NACOS_OK;
+    if (!w->known) { /* nothing is known but that a poll did not list it: let the server say that it does not exist */
+        watch_go(w, WATCH_READING);
+        return;
+    }
+    w->failures = 0;
+    pthread_mutex_lock(&e->lock);
+    /* a value of a failover file is not the server's; a snapshot that the server confirms is */
+    if (w->event.source == NACOS_FROM_SNAPSHOT)
+        w->event.source = NACOS_FROM_SERVER;
+    if (w->event.source != NACOS_FROM_FAILOVER)
+        w->event.confirmed = unix_time;
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* ---- values -------------------------------------------------------------------------------------------------------------- */
+
+/** A server told the value, or that there is none. */
+static void value_came(struct nacos_watch *w, struct value *v, bool listed)
+{
+    const char *md5 = v ? v->md5 : "";
+    bool spurious = listed && strcmp(md5, w->poll_md5) == 0;
+    int64_t now = now_ms();
+    snprintf(w->poll_md5, sizeof w->poll_md5, "%s", md5);
+    w->failures = 0;
+    w->trouble = NACOS_OK;
+    if (now - w->window > 1000) {
+        w->window = now;
+        w->changes = 0;
+    }
+    if (spurious) {
+        watch_rest(w, back_off(200, w->spurious++), WATCH_WAITING);
+        return;
+    }
+    w->spurious = 0;
+    if (++w->changes > CHANGES_PER_SECOND)
+        watch_rest(w, 1000, WATCH_WAITING);
+    else
+        watch_go(w, WATCH_WAITING);
+}
+
+void watch_read(struct nacos_watch *w, struct value *v, const nacos_error *err)
+{
+    struct nacos_client *c = w->client;
+    bool listed = w->listed;
+    w->listed = false;
+    w->read = NULL;
+    if (err->code == NACOS_CLOSED) {
+        leave_state(w);
+        return;
+    }
+    bool told = v || err->code == NACOS_NOT_FOUND;
+    struct value *over = config_file(c, c->failover_base, &w->key);
+    if (over)
+        deliver(w, over, NACOS_FROM_FAILOVER);
+    else if (told)
+        deliver(w, v, NACOS_FROM_SERVER);
+    if (told) {
+        value_came(w, v, listed);
+    } else if (config_unknown(err)) {
+        struct value *old = w->known || c->no_snapshot ? NULL : saver_read(&c->saver, &w->key);
+        if (old) {
+            deliver(w, old, NACOS_FROM_SNAPSHOT);
+            memcpy(w->poll_md5, old->md5, sizeof w->poll_md5); /* the first answer of a server tells whether it still is so */
+        }
+        value_unref(old);
+        if (err->code == NACOS_PROTOCOL)
+            watch_trouble(w, err);
+        watch_rest(w, back_off(100, w->failures++), WATCH_WAITING);
+    } else {
+        watch_trouble(w, err);
+        watch_rest(w, back_off(1000, w->failures++), WATCH_READING);
+    }
+    value_unref(over);
+}
+
+void watch_changed(struct nacos_watch *w)
+{
+    w->listed = true;
+    watch_go(w, WATCH_READING);
+}
+
+/* ---- failover files ------------------------------------------------------------------------------------------------------ */
+
+static void recheck(struct nacos_watch *w)
+{
+    bool was = w->event.source == NACOS_FROM_FAILOVER; /* only the loop writes it */
+    struct value *over = config_file(w->client, w->client->failover_base, &w->key);
+    if (over)
+        deliver(w, over, NACOS_FROM_FAILOVER);
+    else if (was && w->state != WATCH_READING)
+        watch_go(w, WATCH_READING);
+    value_unref(over);
+}
+
+static void look_for_failover(void *arg)
+{
+    struct nacos_client *c = arg;
+    struct watches *all = &c->watches;
+    struct stat st;
+    if (stat(c->failover_base, &st) != 0)
+        memset(&st, 0, sizeof st);
+    bool same = st.st_mtim.tv_sec == all->failover_mtime.tv_sec && st.st_mtim.tv_nsec == all->failover_mtime.tv_nsec;
+    if (same && all->failovers == 0)
+        return;
+    all->failover_mtime = st.st_mtim;
+    /* a copy of the table: the host may add to it meanwhile; only this thread frees watches */
+    pthread_mutex_lock(&c->engine->lock);
+    size_t n = 0;
+    struct nacos_watch **some = malloc(sizeof *some * (HASH_COUNT(all->table) + 1)), *w, *tmp;
+    HASH_ITER (hh, all->table, w, tmp) {
+        if (some && (!same || w->event.source == NACOS_FROM_FAILOVER))
+            some[n++] = w;
+    }
+    pthread_mutex_unlock(&c->engine->lock);
+    for (size_t i = 0; i < n; i++)
+        recheck(some[i]);
+    free(some);
+}
+
+void watch_look_for_failover(struct nacos_client *c)
+{
+    if (!c->closing && !c->watches.failover_timer.slot)
+        timer_set(&c->engine->timers, &c->watches.failover_timer, 0, look_for_failover, c);
+}
+
+/* ---- the host's side ----------------------------------------------------------------------------------------------------- */
+
+struct watch_job {
+    struct job job;
+    struct nacos_watch *watch;
+};
+
+static void begin_run(struct job *job)
+{
+    watch_go(((struct watch_job *)job)->watch, WATCH_READING);
+    free(job);
+}
+
+static bool post_job(struct nacos_watch *w, void (*run)(struct job *))
+{
+    struct watch_job *j = calloc(1, sizeof *j);
+    if (!j)
+        return false;
+    j->job.run = run;
+    j->watch = w;
+    engine_post(w->client->engine, &j->job);
+    return true;
+}
+
+struct nacos_watch *watch_find(struct nacos_client *c, const struct key *k)
+{
+    char name[KEY_NAME_MAX];
+    size_t n = key_name(name, sizeof name, k);
+    struct nacos_watch *w = NULL;
+    if (!n)
+        return NULL;
+    pthread_mutex_lock(&c->engine->lock);
+    HASH_FIND(hh, c->watches.table, name, n, w);
+    pthread_mutex_unlock(&c->engine->lock);
+    return w;
+}
+
+nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char *group)
+{
+    nacos_engine *e = c->engine;
+    size_t n = strlen(data_id) + strlen(group) + 2;
+    struct nacos_watch *w = calloc(1, sizeof *w + n), *same = NULL;
+    if (!w)
+        return NULL;
+    key_name(w->name, n, &(struct key){data_id, group, c->ns});
+    w->key = (struct key){w->name, w->name + strlen(data_id) + 1, c->ns};
+    w->client = c;
+    w->refs = 1;
+    w->event.slot = true;
+    w->event.kind = NACOS_EVENT_CONFIG;
+    w->event.id = engine_next_id(e);
+    pthread_mutex_lock(&e->lock);
+    HASH_FIND(hh, c->watches.table, w->name, n, same);
+    if (same) {
+        same->refs++;
+    } else {
+        HASH_ADD_KEYPTR(hh, c->watches.table, w->name, n, w);
+        c->status.watches++;
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (same) {
+        free(w);
+        return same;
+    }
+    if (!post_job(w, begin_run)) {
+        pthread_mutex_lock(&e->lock);
+        HASH_DEL(c->watches.table, w);
+        c->status.watches--;
+        pthread_mutex_unlock(&e->lock);
+        free(w);
+        return NULL;
+    }
+    return w;
+}
+
+uint64_t nacos_watch_id(const nacos_watch *w)
+{
+    return w->event.id;
+}
+
+/** With the lock held. */
+static void withdraw_events(struct nacos_watch *w)
+{
+    if (w->event.queued || w->told) /* else there is no need to walk the list */
+        engine_withdraw_locked(w->client->engine, w->event.id);
+}
+
+/** On the loop, when it is in no table any more. */
+static void watch_free(struct nacos_watch *w)
+{
+    struct nacos_client *c = w->client;
+    leave_state(w);
+    c->watches.failovers -= w->event.source == NACOS_FROM_FAILOVER;
+    pthread_mutex_lock(&c->engine->lock);
+    withdraw_events(w);
+    pthread_mutex_unlock(&c->engine->lock);
+    value_unref(w->event.value);
+    free(w);
+}
+
+static void unwatch_run(struct job *job)
+{
+    watch_free(((struct watch_job *)job)->watch);
+    free(job);
+}
+
+void nacos_unwatch(nacos_watch *w)
+{
+    struct nacos_client *c = w->client;
+    nacos_engine *e = c->engine;
+    pthread_mutex_lock(&e->lock);
+    bool last = --w->refs == 0;
+    if (last) {
+        HASH_DEL(c->watches.table, w);
+        c->status.watches--;
+        engine_withdraw_locked(e, w->event.id);
+    }
+    pthread_mutex_unlock(&e->lock);
+    if (last)
+        post_job(w, unwatch_run);
+}
+
+bool nacos_peek(nacos_watch *w, uint64_t known, nacos_value *out)
+{
+    nacos_engine *e = w->client->engine;
+    *out = (nacos_value){0};
+    pthread_mutex_lock(&e->lock);
+    const struct event *ev = &w->event;
+    bool any = w->known;
+    if (any) {
+        out->source = ev->source;
+        out->version = ev->version;
+        out->confirmed = ev->confirmed;
+        if (ev->value) {
+            memcpy(out->md5, ev->value->md5, sizeof out->md5);
+            memcpy(out->type, ev->value->type, sizeof out->type);
+            if (ev->version != known) {
+                value_unref(e->peeked);
+                e->peeked = value_ref(ev->value);
+                out->data = e->peeked->data;
+                out->len = e->peeked->len;
+            }
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return any;
+}
+
+void watch_shut(struct nacos_client *c)
+{
+    struct nacos_watch *w, *tmp;
+    timer_clear(&c->engine->timers, &c->watches.failover_timer);
+    pthread_mutex_lock(&c->engine->lock);
+    struct nacos_watch *all = c->watches.table;
+    c->watches.table = NULL;
+    pthread_mutex_unlock(&c->engine->lock);
+    HASH_ITER (hh, all, w, tmp) {
+        HASH_DELETE(hh, all, w);
+        watch_free(w);
+    }
+}
