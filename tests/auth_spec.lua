@@ -209,7 +209,9 @@ describe("a login", function()
   end)
 
   it("whose answer is no token is reported", function()
-    for _, body in ipairs { "{}", "<html>", "", '{"accessToken":7}', '{"accessToken":""}', '{"accessToken":"a\\r\\nX: y"}', "[]", "null" } do
+    for _, body in ipairs {
+      "{}", "<html>", "", '{"accessToken":7}', '{"accessToken":""}', '{"accessToken":"a\\r\\nX: y"}', "[]", "null",
+    } do
       server:clear_faults()
       server:faults { path = "/nacos" .. LOGIN, status = 200, body = body }
       local content, err = client_of(server):get_config("there", nil, 1)
@@ -226,7 +228,9 @@ describe("a login", function()
     local open = support.start_server()
     local logins_of_2_s = {}
     for i = 1, 5 do
-      logins_of_2_s[i] = { path = "/nacos" .. LOGIN, status = 200, body = ('{"accessToken":"t%d","tokenTtl":2}'):format(i), times = 1 }
+      logins_of_2_s[i] = {
+        path = "/nacos" .. LOGIN, status = 200, body = ('{"accessToken":"t%d","tokenTtl":2}'):format(i), times = 1,
+      }
     end
     open:faults(logins_of_2_s)
     local client = client_of(open)

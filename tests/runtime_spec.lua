@@ -417,7 +417,9 @@ describe("the runtime", function()
       local script = support.tmpdir() .. "/state.lua"
       support.write(script, lab.prelude .. [[
         local nacos = require "nacos"
-        local client = nacos.client { server_addresses = arg[1], namespace = "state" .. arg.n, log_level = "OFF", no_snapshot = true }
+        local client = nacos.client {
+          server_addresses = arg[1], namespace = "state" .. arg.n, log_level = "OFF", no_snapshot = true,
+        }
         local changes, last = 0
         client:add_config_watcher("mine", nil, function(change)
           changes, last = changes + 1, change.content
@@ -719,7 +721,9 @@ describe("the runtime", function()
         get_config = function() return client:get_config("there", nil, timeout, true) end,
         publish_config = function() return client:publish_config("victim", nil, "x", timeout) end,
         publish_with_type = function() return client:publish_config("victim", nil, "x", { type = "text", timeout = timeout }) end,
-        publish_cas = function() return client:publish_config("victim", nil, "x", { cas_md5 = nacos.md5("x"), timeout = timeout }) end,
+        publish_cas = function()
+          return client:publish_config("victim", nil, "x", { cas_md5 = nacos.md5("x"), timeout = timeout })
+        end,
         remove_config = function() return client:remove_config("victim", nil, timeout) end,
         get_configs = function() return client:get_configs { timeout = timeout } end,
       }
@@ -848,7 +852,9 @@ describe("the runtime", function()
     it("after a 500 is not noticed by the next request", function()
       local client = lab.client(server)
       for i = 1, 5 do
-        server:faults { path = "/nacos/v1/cs/configs", status = 500, body = "caused: x;", times = 1, headers = { Connection = "close" } }
+        server:faults {
+          path = "/nacos/v1/cs/configs", status = 500, body = "caused: x;", times = 1, headers = { Connection = "close" },
+        }
         local _, err = client:get_config("there", nil, nil, true)
         assert.equal("unavailable", err.code)
         assert.equal(500, err.status)

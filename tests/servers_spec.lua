@@ -216,7 +216,9 @@ describe("several servers", function()
     end)
 
     it("are asked for again while there are none, and what is no list is no list", function()
-      for _, fault in ipairs { { status = 503 }, { status = 200, body = "<html>" }, { status = 200, body = "" }, { garbage = true } } do
+      for _, fault in ipairs {
+        { status = 503 }, { status = 200, body = "<html>" }, { status = 200, body = "" }, { garbage = true },
+      } do
         fault.path, fault.times = "/nacos/serverlist", 1
         one:clear_faults()
         one:faults(fault)
@@ -253,8 +255,8 @@ describe("https", function()
   end
 
   local function authority(name)
-    local code, _, err = support.run(
-      ('openssl req -x509 -newkey rsa:2048 -nodes -keyout %s.key -out %s.pem -days 2 -subj "/CN=%s"'):format(name, name, name), { cwd = folder })
+    local command = 'openssl req -x509 -newkey rsa:2048 -nodes -keyout %s.key -out %s.pem -days 2 -subj "/CN=%s"'
+    local code, _, err = support.run(command:format(name, name, name), { cwd = folder })
     assert.equal(0, code, err)
   end
 
@@ -430,7 +432,9 @@ describe("proxies", function()
     local secure = support.start_server { "--tls-cert", folder .. "/c.pem", "--tls-key", folder .. "/k.pem" }
     assert(lab.client(secure):publish_config("there", nil, "secret value"))
     local tunnel = lab.rogue("proxy", "127.0.0.1", secure.port)
-    local client = lab.client("https://nacos.invalid:443", { proxies = { https = tunnel.address, http = "127.0.0.1:1" }, ca_file = folder .. "/c.pem" })
+    local client = lab.client("https://nacos.invalid:443", {
+      proxies = { https = tunnel.address, http = "127.0.0.1:1" }, ca_file = folder .. "/c.pem",
+    })
     assert.equal("secret value", (client:get_config("there")))
     assert.same({ "CONNECT nacos.invalid:443 HTTP/1.1" }, tunnel:lines())
     tunnel:stop()
@@ -453,7 +457,8 @@ describe("proxies", function()
     for _, case in ipairs {
       { env = { http_proxy = "http://127.0.0.1:1", HTTP_PROXY = "http://127.0.0.1:1", ALL_PROXY = "http://127.0.0.1:1" },
         address = server.address, proxies = "nil" },
-      { env = { no_proxy = "*", NO_PROXY = "*" }, address = "nacos.invalid:8848", proxies = ("{ http = %q }"):format(proxy.address) },
+      { env = { no_proxy = "*", NO_PROXY = "*" }, address = "nacos.invalid:8848",
+        proxies = ("{ http = %q }"):format(proxy.address) },
     } do
       local code, out, err = lab.lua(([[
         local nacos = require "nacos"

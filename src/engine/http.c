@@ -32,6 +32,7 @@ struct http_call {
     char *method, *url, *proxy;
     struct http_tls tls;
     bool held, fresh, started, waiting;
+    bool headers_whole; /* libcurl takes an end inside the headers for a whole answer without a body */
     int64_t deadline, timeout_ms, connect_timeout_ms;
     struct timer timer; /* while it waits: its deadline */
     http_done done;
@@ -133,6 +134,8 @@ static void conclude(struct http_call *c, CURLcode code)
     long status = 0;
     curl_easy_getinfo(c->easy, CURLINFO_RESPONSE_CODE, &status);
     r->status = (int)status;
+    if (code == CURLE_OK && status >= 100 && !c->headers_whole)
+        code = CURLE_PARTIAL_FILE;
     if (code == CURLE_OK && status >= 100) {
         r->outcome = HTTP_ANSWERED;
         return;
@@ -276,6 +279,7 @@ static void copy_header(const char *p, size_t n, const char *name, char *out, si
 static size_t on_header(char *p, size_t size, size_t n, void *arg)
 {
     struct http_call *c = arg;
+    c->headers_whole = size * n <= 2; /* the empty line that ends them */
     copy_header(p, size * n, "Content-MD5:", c->response.content_md5, sizeof c->response.content_md5);
     copy_header(p, size * n, "Config-Type:", c->response.config_type, sizeof c->response.config_type);
     return size * n;
