@@ -48,7 +48,7 @@ describe("the caller's mistakes", function()
       { function() local c = nacos.client { server_addresses = "a", pulling_config_size = 0 } return c end, "at least 1" },
       { function() local c = nacos.client { server_addresses = "a", callback_thread_num = 0 } return c end, "at least 1" },
       { function() local c = nacos.client { server_addresses = "a", proxies = "h:1" } return c end, "table expected" },
-      { function() local c = nacos.client { server_addresses = "a", proxies = { htp = "h" } } return c end, "did you mean 'http'?" },
+      { function() local c = nacos.client { server_addresses = "a", proxies = { htp = "h" } } return c end, "mean 'http'?" },
       { function() local c = nacos.client { server_addresses = "a", log_level = "LOUD" } return c end, "WARN" },
       { function() local c = nacos.client { server_addresses = "a", log_rotation_backup_count = -1 } return c end, "at least 0" },
       { function() local c = nacos.client { "a" } return c end, "by name" },
@@ -277,7 +277,7 @@ describe("a server that answers", function()
     local whole = ("0123456789"):rep(3)
     assert(client:publish_config("cut", nil, whole, { type = "text" }))
     local results, n = {}, 0
-    for at = 0, 420, 4 do
+    for at = 0, 420, 6 do
       server:faults { path = "/nacos/v1/cs/configs", method = "GET", data_id = "cut", drop_at = at, times = 1 }
       local content, err = client:get_config("cut", nil, 2, true)
       if content then
@@ -290,7 +290,7 @@ describe("a server that answers", function()
       results[#results + 1] = content or err.code
       server:clear_faults()
     end
-    assert.is_true(n > 60, n .. " of them were cut short")
+    assert.is_true(n > 40, n .. " of them were cut short")
     assert.equal(whole, results[#results], "the last ones are whole")
   end)
 
@@ -539,11 +539,12 @@ describe("no failure makes a client spin:", function()
     for i = 1, 50 do
       client:add_config_watcher("item" .. i, nil, callback)
     end
-    wait(1)
+    support.eventually(function() return #rogue:lines() > 0 end)
     local before = #rogue:lines()
-    wait(SECONDS)
+    wait(2.5)
     local n = #rogue:lines() - before
-    assert.is_true(n >= 1 and n < SECONDS * 10, n .. " connections in " .. SECONDS .. " s")
+    -- fifty reads at first, then one poll for all
+    assert.is_true(n >= 1 and n < 200, n .. " connections in 2.5 s")
     rogue:stop()
     local cpu = os.clock()
     wait(1)

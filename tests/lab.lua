@@ -147,13 +147,6 @@ function lab.lua(program, opts)
   return support.run((opts and opts.before or "") .. " exec lua5.4 " .. support.q(path), opts)
 end
 
----The same beside the test. @return process
-function lab.start_lua(program, ...)
-  local path = support.tmpdir() .. "/program.lua"
-  support.write(path, lab.prelude .. program)
-  return support.start({ "lua5.4", path, ... })
-end
-
 ---Start tests/rogue.lua. @return process, its `.port`, `.address`, :lines() so far
 function lab.rogue(...)
   local process = support.start({ "lua5.4", support.root .. "/tests/rogue.lua", ... })

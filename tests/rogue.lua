@@ -6,14 +6,12 @@
 --   rogue.lua for_ever FILE                sends the file again and again
 --   rogue.lua drip FILE MS                 sends the file byte by byte, one every MS
 --   rogue.lua deaf                         accepts, reads a little, resets
---   rogue.lua dead                         listens and never accepts (its backlog is full)
 
 local uv = require "luv"
 
 io.stdout:setvbuf("line")
 
 local mode, a, b, c = ...
-local signal_free = true
 
 local function say(...)
   print(string.format(...))
@@ -177,21 +175,12 @@ end
 
 local server = uv.new_tcp()
 assert(server:bind("127.0.0.1", 0))
-local backlog = mode == "dead" and 0 or 128
-assert(server:listen(backlog, function()
-  if mode == "dead" then
-    return
-  end
+assert(server:listen(128, function()
   local socket = uv.new_tcp()
   server:accept(socket)
   socket:nodelay(true)
   modes[mode](socket)
 end))
-local port = server:getsockname().port
-say("listening %d", port)
-if mode == "dead" then
-  signal_free = false
-end
-assert(mode == "dead" or modes[mode], "unknown mode")
+assert(modes[mode], "unknown mode")
+say("listening %d", server:getsockname().port)
 uv.run()
-assert(signal_free)

@@ -11,8 +11,6 @@
 
 #include "engine/client.h"
 
-#define SPIN_NS 250000 /* a round trip on loopback through both threads, asleep: ~130 µs; awake: ~40 µs */
-
 static atomic_int forks; /* counts in each child: an engine born before is dead there */
 
 static void in_child(void)
@@ -119,21 +117,57 @@ void engine_ready_locked(nacos_engine *e, struct event *ev)
         e->ready_head = ev;
     e->ready_tail = ev;
     atomic_store(&e->pending, true);
-    if (e->waiting && (!e->waiting_for || e->waiting_for == ev->id)) {
-        e->waiting = false;
-        atomic_fetch_add_explicit(&e->arrivals, 1, memory_order_release);
-        if (!e->spinning)
-            raise_fd(e->wake_fd);
-    } else if (!e->fd_raised) {
-        e->fd_raised = true;
+    atomic_store(&e->came, true);
+}
+
+static struct event *find_locked(nacos_engine *e, uint64_t id)
+{
+    struct event *ev = e->ready_head;
+    while (ev && id && ev->id != id)
+        ev = ev->next;
+    return ev;
+}
+
+/** The public descriptor is readable exactly while the list is not empty. */
+static void settle_fd_locked(nacos_engine *e)
+{
+    bool more = e->ready_head != NULL;
+    if (more == e->fd_raised)
+        return;
+    e->fd_raised = more;
+    if (more)
         raise_fd(e->fd);
+    else
+        lower_fd(e->fd);
+}
+
+static void tell_host_locked(nacos_engine *e)
+{
+    atomic_store(&e->came, false);
+    if (!e->waiting) {
+        settle_fd_locked(e);
+    } else if (find_locked(e, e->waiting_for)) {
+        e->waiting = false;
+        raise_fd(e->wake_fd);
     }
+}
+
+static void on_turn_end(uv_prepare_t *prepare)
+{
+    nacos_engine *e = prepare->data;
+    if (!atomic_load(&e->came))
+        return;
+    pthread_mutex_lock(&e->lock);
+    tell_host_locked(e);
+    pthread_mutex_unlock(&e->lock);
 }
 
 void engine_ready(nacos_engine *e, struct event *ev)
 {
     pthread_mutex_lock(&e->lock);
     engine_ready_locked(e, ev);
+    if (!pthread_equal(pthread_self(), e->thread))
+        tell_host_locked(e); /* the host itself refused something: no turn of the loop will end for it */
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -149,19 +183,6 @@ static void take_locked(nacos_engine *e, struct event *ev)
         e->ready_tail = ev->prev;
     ev->queued = false;
     atomic_store(&e->pending, e->ready_head != NULL);
-}
-
-/** The public descriptor is readable exactly while the list is not empty. */
-static void settle_fd_locked(nacos_engine *e)
-{
-    bool more = e->ready_head != NULL;
-    if (more == e->fd_raised)
-        return;
-    e->fd_raised = more;
-    if (more)
-        raise_fd(e->fd);
-    else
-        lower_fd(e->fd);
 }
 
 void engine_withdraw_locked(nacos_engine *e, uint64_t id)
@@ -321,14 +342,15 @@ nacos_engine *nacos_engine_new(nacos_error *err)
         e->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         e->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         e->forks = atomic_load(&forks);
-        e->last_wait_ns = SPIN_NS;
-        e->alone = sysconf(_SC_NPROCESSORS_ONLN) < 2;
         pthread_mutex_init(&e->lock, NULL);
     }
     if (e && e->fd >= 0 && e->wake_fd >= 0 && uv_loop_init(&e->loop) == 0) {
         timers_init(&e->timers, &e->loop);
         uv_async_init(&e->loop, &e->wake_loop, on_mail);
         e->wake_loop.data = e;
+        uv_prepare_init(&e->loop, &e->turn_end);
+        e->turn_end.data = e;
+        uv_prepare_start(&e->turn_end, on_turn_end);
         e->http = http_new(&e->loop, &e->timers);
         if (e->http && start_thread(e))
             return e;
@@ -386,14 +408,6 @@ bool nacos_engine_forked(const nacos_engine *e)
     return atomic_load_explicit(&forks, memory_order_relaxed) != e->forks;
 }
 
-static struct event *find_locked(nacos_engine *e, uint64_t id)
-{
-    struct event *ev = e->ready_head;
-    while (ev && id && ev->id != id)
-        ev = ev->next;
-    return ev;
-}
-
 /** What the host gets must not change under it: a slot is copied, a one-shot event is handed over. */
 static struct event *detach_locked(nacos_engine *e, struct event *ev)
 {
@@ -412,45 +426,10 @@ static struct event *detach_locked(nacos_engine *e, struct event *ev)
     return copy;
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
-/** Waits for an arrival without sleeping, for SPIN_NS at most: on a fast network the answer is there before a sleep would have
- * ended. */
-static void spin(nacos_engine *e, unsigned seen, int64_t begin)
-{
-    do {
-        for (int i = 0; i < 64; i++) {
-            if (atomic_load_explicit(&e->arrivals, memory_order_acquire) != seen)
-                return;
-            relax();
-        }
-    } while ((int64_t)uv_hrtime() - begin < SPIN_NS);
-}
-
-/** Sleeps until an arrival; false: a signal handler ran. */
-static bool sleep_until_woken(nacos_engine *e, int64_t ms)
-{
-    struct pollfd p = {.fd = e->wake_fd, .events = POLLIN};
-    int n = poll(&p, 1, (int)ms);
-    if (n > 0)
-        lower_fd(e->wake_fd);
-    return n >= 0;
-}
-
 struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
 {
     struct event *got = NULL;
-    int64_t begin = timeout_ms ? (int64_t)uv_hrtime() : 0;
-    /* A blocking call waits awake as long as such waits are short; a long one (a real network) ends that. A loop that waits for
-     * anything sleeps. */
-    bool awake = id && timeout_ms && !e->alone && e->last_wait_ns < SPIN_NS;
+    int64_t deadline = timeout_ms > 0 ? now_ms() + timeout_ms : 0;
     pthread_mutex_lock(&e->lock);
     for (bool last = timeout_ms == 0;;) {
         struct event *ev = find_locked(e, id);
@@ -458,26 +437,22 @@ struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
             got = detach_locked(e, ev);
         if (ev || last)
             break;
-        int64_t left = timeout_ms < 0 ? -1 : timeout_ms - ((int64_t)uv_hrtime() - begin) / 1000000;
+        int64_t left = timeout_ms < 0 ? -1 : deadline - now_ms();
         if (timeout_ms > 0 && left <= 0)
             break;
-        unsigned seen = atomic_load_explicit(&e->arrivals, memory_order_relaxed);
         e->waiting = true;
         e->waiting_for = id;
-        e->spinning = awake;
         pthread_mutex_unlock(&e->lock);
-        if (awake)
-            spin(e, seen, begin);
-        else
-            last = !sleep_until_woken(e, left); /* look once more, then let the host see to its signal */
-        awake = false;
+        struct pollfd p = {.fd = e->wake_fd, .events = POLLIN};
+        int n = poll(&p, 1, (int)left);
+        last = n < 0; /* a signal: look once more, then let the host see to it */
+        if (n > 0)
+            lower_fd(e->wake_fd);
         pthread_mutex_lock(&e->lock);
         e->waiting = false;
     }
     settle_fd_locked(e);
     pthread_mutex_unlock(&e->lock);
-    if (id && timeout_ms)
-        e->last_wait_ns = (int64_t)uv_hrtime() - begin;
     return got;
 }
 

@@ -1,8 +1,20 @@
 /** engine: the runtime thread, its mailbox and the events it hands out.
  *
- *  Two queues join the threads, both under one lock that is held for a few instructions only. The *mailbox* carries jobs from the
- * host to the loop. The *ready list* carries events back: one per request, and for a watch a slot that holds its newest value, so
- * neither grows with time: a slow host finds the newest value, not a backlog. */
+ *  Two queues join the threads, both under one lock that is held for a few instructions only. The *mailbox* carries jobs from
+ *  the host to the loop. The *ready list* carries events back: one per request, and for a watch a slot that holds its newest
+ *  value, so neither grows with time: a slow host finds the newest value, not a backlog.
+ *
+ *  How the host is woken: it sets `waiting` (and the id it wants) under the lock and sleeps on `wake_fd`. The loop puts events
+ *  into the list and looks once per turn, before it sleeps itself, whether what the host waits for is there: then it clears
+ *  `waiting` and raises `wake_fd`. While nobody waits, the public `fd` is readable exactly while the list is not empty, after
+ *  each turn of the loop and each engine_take().
+ *
+ *  The life of a read: nacos_get_config() makes an *ask* (config.c) with its event and posts it; on the loop it joins, or
+ *  starts, a *read* of that item; the read puts a *question* (protocol) in a *request* (login, servers in turn), each attempt
+ *  of which is an *http_call*. Each owns the next and ends it by cancelling; answers travel back by one callback each.
+ *
+ *  The life of a change: a *batch* (longpoll.c) is a request, too. Its answer names keys; each key's *watch* leaves the batch,
+ *  joins or starts a read, puts the new value in its event slot and goes back to longpoll. */
 #ifndef LUNACOS_ENGINE_H
 #define LUNACOS_ENGINE_H
 
@@ -49,6 +61,8 @@ struct job {
 struct nacos_engine {
     uv_loop_t loop;
     uv_async_t wake_loop;
+    uv_prepare_t turn_end;
+    atomic_bool came; /* events, since the host was last told */
     pthread_t thread;
     struct timers timers;
     struct http *http;
@@ -61,19 +75,15 @@ struct nacos_engine {
     struct job *mail_head, *mail_tail;
     struct event *ready_head, *ready_tail;
     uint64_t last_id;
-    bool waiting;  /* the host waits in engine_take(), for this id or any (0) */
-    bool spinning; /* it has not gone to sleep yet: it looks at `arrivals` */
+    bool waiting; /* the host waits in engine_take(), for this id or any (0) */
     uint64_t waiting_for;
     bool fd_raised; /* the public descriptor is readable */
 
-    atomic_bool pending;  /* the ready list is not empty: looked at without the lock */
-    atomic_uint arrivals; /* counts what was put there for a host that waited */
-    int fd;               /* public: readable while events wait */
-    int wake_fd;          /* wakes nacos_wait() */
+    atomic_bool pending; /* the ready list is not empty: looked at without the lock */
+    int fd;              /* public: readable while events wait */
+    int wake_fd;         /* wakes nacos_wait() */
 
     /* the host's */
-    int64_t last_wait_ns; /* how long the last wait took */
-    bool alone;           /* one processor only: spinning would keep the loop from running */
     nacos_event current;
     struct event *current_event; /* what `current` points into */
     struct value *peeked;

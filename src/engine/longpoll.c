@@ -14,6 +14,7 @@
 #define QUICK_MS 1000 /* an empty answer that comes sooner was not a hold */
 #define QUICK_MAX_MS 30000
 #define PROBE_MS 5000
+#define REARM_MS 2 /* the reads of what changed go before the rest of the batch, which is long */
 
 struct batch {
     struct longpoll *l;
@@ -215,6 +216,8 @@ static void answered(struct batch *b, const struct http_response *r)
         dissolve(other);
         dissolve(b);
         schedule(l);
+    } else if (b->changed > 0) {
+        pause_batch(b, REARM_MS);
     } else {
         send_batch(b);
     }

@@ -20,7 +20,9 @@ for _, word in ipairs(arg) do
   end
 end
 
-local COLUMNS = { { "figure", "figure" }, { "lunacos", "lunacos" }, { "curl", "limit" }, { "ratio", "ratio" }, { "goal", "goal" }, { "met", "met" } }
+local COLUMNS = { -- key in a row, title
+  { "figure", "figure" }, { "lunacos", "lunacos" }, { "curl", "limit" }, { "ratio", "ratio" }, { "goal", "goal" }, { "met", "met" },
+}
 
 local rows = {}
 function run.add(cells)

@@ -1,10 +1,11 @@
--- client: lunacos at work, as scripts/bench wants to see it. Run with plain lua5.4; see limit.c for keys, contents and what is printed.
+-- client: lunacos at work, as scripts/bench wants to see it, under plain lua5.4. See limit.c for keys, contents and lines.
 --
---   client.lua watch ADDRESS GROUP KEYS [PULLING_TIMEOUT]   also prints "all TAG NS" when every key has arrived with that tag
---   client.lua add ADDRESS GROUP KEYS                       watches cfg-0; each second, and not before the last one has arrived, one more: "added INDEX"
+--   client.lua watch ADDRESS GROUP KEYS [PULLING_TIMEOUT]   prints also "all TAG NS" when every key has arrived with that tag
+--   client.lua add ADDRESS GROUP KEYS        watches cfg-0, then one more a second after the last one arrived: "added INDEX"
 --   client.lua read ADDRESS GROUP KEYS WAYS                 reads lines "COUNT"; answers "done WALL_NS CPU_NS"
 --   client.lua render ADDRESS GROUP KEYS FOLDER [nosync]    file i is rendered from a template that shows cfg-i
---   client.lua step ADDRESS GROUP KEYS                      "done EMPTY_NS STEP_NS": a call of an empty function, an idle nacos.step(0)
+--   client.lua step ADDRESS GROUP KEYS                      "done EMPTY_NS STEP_NS": an empty function, an idle nacos.step(0)
+--
 -- The current folder gets the snapshots.
 
 local core = require "nacos.core"

@@ -42,7 +42,8 @@ function process.start(args, opts)
   for name, value in pairs(opts.env or {}) do
     env[#env + 1] = name .. "=" .. value
   end
-  local self = setmetatable({ lines = {}, first = 1, last = 0, name = args[1], stdin = uv.new_pipe(), stdout = uv.new_pipe() }, Process)
+  local self = setmetatable({ lines = {}, first = 1, last = 0, name = args[1] }, Process)
+  self.stdin, self.stdout = uv.new_pipe(), uv.new_pipe()
   self.started = uv.hrtime()
   local words = table.pack(table.unpack(args, 2))
   self.handle, self.pid = uv.spawn(args[1], {
@@ -156,14 +157,13 @@ local function family(pid, list)
   return list
 end
 
----What it uses now, children included: rss and private (bytes), threads, processes, sockets (TCP), cpu (ns), wakeups (voluntary switches).
+---What it uses now, children included.
+---@return table # rss (bytes), threads, sockets (TCP), cpu (ns), wakeups (voluntary switches)
 function Process:usage()
-  local sum = { rss = 0, private = 0, threads = 0, processes = 0, sockets = 0, cpu = 0, wakeups = 0 }
+  local sum = { rss = 0, threads = 0, sockets = 0, cpu = 0, wakeups = 0 }
   for _, pid in ipairs(family(self.pid)) do
     local status = slurp("/proc/" .. pid .. "/status")
-    sum.processes = sum.processes + 1
     sum.rss = sum.rss + (tonumber(status:match("VmRSS:%s*(%d+)")) or 0) * 1024
-    sum.private = sum.private + (tonumber(status:match("RssAnon:%s*(%d+)")) or 0) * 1024
     for _, task in ipairs(names("/proc/" .. pid .. "/task")) do
       local folder = ("/proc/%d/task/%s/"):format(pid, task)
       sum.threads = sum.threads + 1
