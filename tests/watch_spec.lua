@@ -766,6 +766,32 @@ describe("a watch", function()
     assert.same({ "from-file" }, { table.unpack(seen) })
   end)
 
+  it("finds failover files that come, change and go, at the next answer to a poll", function()
+    local client, id, other = lab.client(server), item("from-server"), item("1")
+    local seen, callback = lab.recorder()
+    client:add_config_watcher(id, nil, callback)
+    client:add_config_watcher(other, nil, nothing)
+    until_seen(seen, 1)
+    local n = 1
+    local function poke()
+      n = n + 1
+      until_armed(client, other)
+      publish(other, tostring(n))
+    end
+    os.execute("mkdir -p " .. client.folder .. "/data")
+    support.write(lab.failover(client, id), "from-file")
+    poke()
+    until_seen(seen, 2)
+    support.write(lab.failover(client, id), "from-file, changed")
+    poke()
+    until_seen(seen, 3)
+    os.remove(lab.failover(client, id))
+    poke()
+    until_seen(seen, 4)
+    assert.same({ "from-server", "from-file", "from-file, changed", "from-server" }, { table.unpack(seen) })
+    assert.equal("server", seen.last.source)
+  end)
+
   it("tells on_error once what keeps it from being served, and recovers", function()
     local told = {}
     local client = lab.client(server, { on_error = function(err, about) told[#told + 1] = { err, about } end })

@@ -230,15 +230,17 @@ static int socket_cb(CURL *easy, curl_socket_t fd, int what, void *arg, void *so
         return 0;
     }
     if (!s) {
+        /* no memory, no descriptor: the request runs into its deadline. -1 would end every transfer of this multi handle, for ever
+         */
         s = calloc(1, sizeof *s);
         if (!s)
-            return -1;
+            return 0;
         s->http = h;
         s->fd = fd;
         s->poll.data = s;
         if (uv_poll_init(h->loop, &s->poll, fd) != 0) {
             free(s);
-            return -1;
+            return 0;
         }
         curl_multi_assign(h->multi, fd, s);
     }
@@ -348,7 +350,10 @@ static void begin(struct http_call *c)
     c->started = true;
     if (!c->held)
         c->origin->active++;
-    curl_multi_add_handle(h->multi, e);
+    if (curl_multi_add_handle(h->multi, e) != CURLM_OK) {
+        fail(c, HTTP_NO_CONNECT, "libcurl refuses the request");
+        timer_set(h->timers, &c->timer, 0, finish_later, c);
+    }
 }
 
 static void start_next(struct http *h, struct origin *o)

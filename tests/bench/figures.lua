@@ -83,6 +83,7 @@ end
 
 function figures.latency(run)
   local all = start_watchers(run)
+  process.sleep(3) -- until the first snapshots are written
   for _, w in ipairs(all) do -- peers see a change only when the poll that they hold is over
     one_change(run, w, "warm", 45)
     process.sleep(0.3)
