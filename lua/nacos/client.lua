@@ -299,9 +299,14 @@ end
 ---@return table|nil info          # { md5, type, source, confirmed }
 ---@overload fun(self, args: nacos.GetArgs): string|nil, any, table|nil
 function Client:get_config(...)
-  local a = options.named(GET, "get_config", 2, ...)
-  local flag = a.no_snapshot == nil and "" or a.no_snapshot and "no_snapshot" or "use_snapshot"
-  local event = await(self.core:get(a.data_id, a.group, a.timeout or self.options.default_timeout, flag))
+  local data_id, group, timeout, no_snapshot = ...
+  if select("#", ...) ~= 2 or type(data_id) ~= "string" or type(group) ~= "string"
+    or core.check_id(data_id) or core.check_id(group) then
+    local a = options.named(GET, "get_config", 2, ...) -- all other forms, and misuse
+    data_id, group, timeout, no_snapshot = a.data_id, a.group, a.timeout, a.no_snapshot
+  end
+  local flag = no_snapshot == nil and "" or no_snapshot and "no_snapshot" or "use_snapshot"
+  local event = await(self.core:get(data_id, group, timeout or self.options.default_timeout, flag))
   if event.error then
     return nil, event.error
   end
@@ -511,8 +516,9 @@ end
 
 -- ---- watches ---------------------------------------------------------------------------------------------------------------
 --
--- An *item* is one watched configuration; it holds the newest change and its *entries*, one per added callback. An entry is run
--- by at most one task at a time; while it runs a newer change only marks it dirty, and the task runs it again with the newest.
+-- An *item* is one watched configuration; it holds the newest change while callbacks want it, and its *entries*, one per added
+-- callback. An entry is run by at most one task at a time; while it runs a newer change only marks it dirty, and the task runs it
+-- again with the newest.
 
 local function report_error(self, err, about)
   self.callback_errors = self.callback_errors + (about.kind == "callback" and 1 or 0)
@@ -522,6 +528,14 @@ local function report_error(self, err, about)
     if not ok then
       self.core:log("error", "error in on_error: " .. tostring(worse))
     end
+  end
+end
+
+---One less who wants item.change; the engine keeps the content, one more copy here would double it.
+local function release(item)
+  item.busy = item.busy - 1
+  if item.busy == 0 then
+    item.change = nil
   end
 end
 
@@ -539,6 +553,7 @@ local function run_entry(self, entry)
     end
   end
   entry.busy = false
+  release(item)
 end
 
 ---@return table|nil # the entry that has waited longest, if one more may run
@@ -575,6 +590,7 @@ local function notify(self, entry)
   entry.dirty = true
   if not entry.busy then
     entry.busy = true
+    entry.item.busy = entry.item.busy + 1
     self.queue_last = self.queue_last + 1
     self.queue[self.queue_last] = entry
     start_workers(self)
@@ -597,12 +613,16 @@ local function on_event(self, item, event)
   end
   set_change(self, item, event)
   local entries = {} -- a callback may add and remove while we go
-  for i, entry in ipairs(item.entries) do
-    entries[i] = entry
+  for _, entry in ipairs(item.entries) do
+    if entry.version ~= event.version then -- else it came late and has seen this
+      entries[#entries + 1] = entry
+    end
   end
+  item.busy = item.busy + 1 -- until all have been told
   for _, entry in ipairs(entries) do
     notify(self, entry)
   end
+  release(item)
 end
 
 local function add_watcher(self, data_id, group, callback)
@@ -613,7 +633,7 @@ local function add_watcher(self, data_id, group, callback)
     if not watch then
       return nil, id
     end
-    item = { data_id = data_id, group = group, watch = watch, id = id, entries = {}, peeked = {} }
+    item = { data_id = data_id, group = group, watch = watch, id = id, entries = {}, busy = 0 }
     self.items[key] = item
     scheduler.handle(id, function(event)
       on_event(self, item, event)
@@ -621,10 +641,12 @@ local function add_watcher(self, data_id, group, callback)
   end
   local entry = { callback = callback, item = item }
   item.entries[#item.entries + 1] = entry
-  if item.change and item.change.content then
+  if item.version then -- a value is known already
     scheduler.spawn(function() -- not from inside this call
       scheduler.sleep(0)
-      if entry.version ~= item.version then -- unless an event was faster
+      local value = entry.version ~= item.version and item.watch:peek({}) -- unless an event was faster
+      if value and value.content then
+        set_change(self, item, value)
         notify(self, entry)
       end
     end)
@@ -706,7 +728,11 @@ function Client:peek(data_id, group)
     local a = options.named(PEEK, "peek", 2, data_id, group)
     item = self.items[key_of(a.data_id, a.group)]
   end
-  return item and item.watch:peek(item.peeked) or nil
+  if not item then
+    return nil
+  end
+  item.peeked = item.peeked or {}
+  return item.watch:peek(item.peeked)
 end
 
 -- ---- the rest --------------------------------------------------------------------------------------------------------------

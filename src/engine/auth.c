@@ -215,6 +215,8 @@ static void round_failed(struct auth *a, const nacos_error *err)
     timer_set(&c->engine->timers, &a->timer, a->retry_at - now_ms(), start_round, a);
     if (!patient(a))
         tell_waiters(a, &a->error);
+    for (int i = 0; i < a->waiter_count; i++)
+        request_login_trouble(a->waiters[i], &a->error);
 }
 
 /** The password as it is now; NULL and a->round_error when it cannot be had. The caller wipes it. */

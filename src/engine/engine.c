@@ -152,14 +152,23 @@ static void tell_host_locked(nacos_engine *e)
     }
 }
 
-static void on_turn_end(uv_prepare_t *prepare)
+static void tell_host(nacos_engine *e)
 {
-    nacos_engine *e = prepare->data;
     if (!atomic_load(&e->came))
         return;
     pthread_mutex_lock(&e->lock);
     tell_host_locked(e);
     pthread_mutex_unlock(&e->lock);
+}
+
+static void before_sleep(uv_prepare_t *handle)
+{
+    tell_host(handle->data);
+}
+
+static void after_io(uv_check_t *handle)
+{
+    tell_host(handle->data);
 }
 
 void engine_ready(nacos_engine *e, struct event *ev)
@@ -348,9 +357,11 @@ nacos_engine *nacos_engine_new(nacos_error *err)
         timers_init(&e->timers, &e->loop);
         uv_async_init(&e->loop, &e->wake_loop, on_mail);
         e->wake_loop.data = e;
-        uv_prepare_init(&e->loop, &e->turn_end);
-        e->turn_end.data = e;
-        uv_prepare_start(&e->turn_end, on_turn_end);
+        uv_prepare_init(&e->loop, &e->before_sleep);
+        uv_check_init(&e->loop, &e->after_io);
+        e->before_sleep.data = e->after_io.data = e;
+        uv_prepare_start(&e->before_sleep, before_sleep);
+        uv_check_start(&e->after_io, after_io);
         e->http = http_new(&e->loop, &e->timers);
         if (e->http && start_thread(e))
             return e;

@@ -61,8 +61,9 @@ struct job {
 struct nacos_engine {
     uv_loop_t loop;
     uv_async_t wake_loop;
-    uv_prepare_t turn_end;
-    atomic_bool came; /* events, since the host was last told */
+    uv_prepare_t before_sleep;
+    uv_check_t after_io; /* before the timers that are due then */
+    atomic_bool came;    /* events, since the host was last told */
     pthread_t thread;
     struct timers timers;
     struct http *http;

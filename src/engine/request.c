@@ -168,6 +168,11 @@ static void on_response(void *arg, struct http_response *resp)
     end(r, resp, &err);
 }
 
+void request_login_trouble(struct request *r, const nacos_error *err)
+{
+    r->error = *err;
+}
+
 void request_login_over(struct request *r, const nacos_error *err)
 {
     r->in_auth = false;

@@ -26,6 +26,8 @@ struct request *request_start_at(struct nacos_client *c, struct question *q, con
 void request_cancel(struct request *r);
 /** Ends it with this error, through `done`. */
 void request_fail(struct request *r, nacos_code code, const char *why);
+/** What to say should the time of this request run out while it waits for the login. */
+void request_login_trouble(struct request *r, const nacos_error *err);
 /** The login that this request waited for is over: err NULL when it worked. */
 void request_login_over(struct request *r, const nacos_error *err);
 

@@ -8,7 +8,6 @@
 
 #define DELAY_MS 50      /* so that callbacks come first */
 #define PATIENCE_MS 1000 /* most that reads under way may put it off */
-#define SLICE_MS 4       /* of the loop's time in one turn */
 #define SHUT_MS 60
 #define SNAPS_MAX 20000
 
@@ -58,21 +57,18 @@ static struct snap *find(struct saver *s, const struct key *k, bool make)
     return p;
 }
 
-static void write_some(struct saver *s, int64_t budget_ms)
+static void write_one(struct saver *s)
 {
     struct nacos_client *c = s->client;
-    int64_t end = now_ms() + budget_ms;
-    while (s->dirty && now_ms() <= end) {
-        struct snap *p = s->dirty;
-        s->dirty = p->dirty_next;
-        if (!s->dirty)
-            s->dirty_end = &s->dirty;
-        struct value *v = p->pending;
-        p->pending = NULL;
-        bool ok = snapshot_write(c->snapshot_base, p->name, p->group, c->ns, v->data, v->len, c->log);
-        snprintf(p->md5, sizeof p->md5, "%s", ok ? v->md5 : "");
-        value_unref(v);
-    }
+    struct snap *p = s->dirty;
+    s->dirty = p->dirty_next;
+    if (!s->dirty)
+        s->dirty_end = &s->dirty;
+    struct value *v = p->pending;
+    p->pending = NULL;
+    bool ok = snapshot_write(c->snapshot_base, p->name, p->group, c->ns, v->data, v->len, c->log);
+    snprintf(p->md5, sizeof p->md5, "%s", ok ? v->md5 : "");
+    value_unref(v);
 }
 
 static void slice(void *arg)
@@ -80,7 +76,7 @@ static void slice(void *arg)
     struct saver *s = arg;
     bool busy = s->client->config.reading > 0 && now_ms() - s->dirty_since < PATIENCE_MS;
     if (!busy)
-        write_some(s, SLICE_MS);
+        write_one(s); /* one file per turn of the loop: more would hold up what arrives meanwhile */
     if (s->dirty)
         timer_set(&s->client->engine->timers, &s->timer, busy ? DELAY_MS : 1, slice, s);
 }
@@ -140,7 +136,8 @@ void saver_forget(struct saver *s)
 void saver_shut(struct saver *s)
 {
     timer_clear(&s->client->engine->timers, &s->timer);
-    write_some(s, SHUT_MS);
+    for (int64_t end = now_ms() + SHUT_MS; s->dirty && now_ms() < end;)
+        write_one(s);
     struct snap *p, *tmp;
     HASH_ITER (hh, s->snaps, p, tmp) {
         HASH_DEL(s->snaps, p);

@@ -37,9 +37,9 @@ char *snapshot_read(const char *base, const char *data_id, const char *group, co
     *len = 0;
     char *path = path_of(base, data_id, group, ns, log);
     if (path && file_read(path, max, &data, len, why, sizeof(why)) == FILE_ERROR)
-        log_write(log, LOG_WARN, "snapshot ignored: %s", why);
+        log_write(log, LOG_WARN, "file ignored: %s", why);
     if (data && *len == 0) { /* no server holds empty content: a power cut may leave such a file */
-        log_write(log, LOG_WARN, "snapshot ignored: %s is empty", path);
+        log_write(log, LOG_WARN, "file ignored: %s is empty, which no configuration is", path);
         free(data);
         data = NULL;
     }

@@ -262,7 +262,8 @@ function common.read_input(path)
     content, problem = file:read("a")
   end
   if not content then
-    common.fail(common.USAGE, "cannot read " .. tostring(problem))
+    local name = path and path ~= "-" and path or "standard input"
+    common.fail(common.USAGE, "cannot read " .. name .. ": " .. tostring(problem):gsub("^" .. name:gsub("%p", "%%%0") .. ": ", ""))
   end
   return content
 end

@@ -25,8 +25,11 @@ end
 ---A flag that prints something and ends the program.
 local function final_flag(parser, names, description, text)
   return parser:flag(names):description(description):action(function()
-    common.write(text(), "\n")
-    os.exit(common.DONE, true)
+    local ok, failure = pcall(common.write, text(), "\n") -- argparse would take its error for one of the command line
+    if not ok and failure.message then
+      common.note(failure.message)
+    end
+    os.exit(ok and common.DONE or failure.exit, true)
   end)
 end
 
