@@ -60,7 +60,8 @@ describe("the client", function()
       server_addresses = "127.0.0.1:1", endpoint = "127.0.0.1:1", namespace = "n", ak = "a", sk = "s", username = "u",
       password = "p", password_file = "/f", password_env = "E", log_level = "DEBUG", log_dir = "/tmp/lunacos-never-made",
       log_rotation_backup_count = 7,
-      context_path = "/x", verify = true, ca_file = "/ca", cert_file = "/cert", key_file = "/key", server_name = "name",
+      context_path = "/x", verify = true, ca_file = "/etc/passwd", cert_file = "/etc/passwd", key_file = "/etc/passwd",
+      server_name = "name",
       on_error = print, default_timeout = 3, pulling_timeout = 30, pulling_config_size = 3000, callback_thread_num = 10,
       failover_base = "a", snapshot_base = "b", no_snapshot = true, proxies = { http = "h:1", https = "h:2" },
       max_response_size = 1e6,
@@ -171,7 +172,8 @@ describe("the client", function()
         [""] = "no server", [","] = "no server", ["ftp://a:1"] = "ftp://a:1", ["a:0"] = "port", ["a:65536"] = "port",
         ["a:b"] = "port",
         ["a:"] = "port", ["::1"] = "brackets", ["[::1"] = "]", [":80"] = "host", ["http://"] = "host", ["a b:1"] = "a b:1",
-        ["user@host:1"] = "user@host", ["host:1/nacos"] = "host:1/nacos", ["good:1,bad:x"] = "bad:x", ["http://a/b"] = "a/b",
+        ["user:secret@host:1"] = "options for them", ["host:1/nacos"] = "host:1/nacos", ["good:1,bad:x"] = "bad:x",
+        ["http://a/b"] = "a/b",
       } do
         local ok, err = pcall(function()
           local client = nacos.client { server_addresses = given }
@@ -180,6 +182,7 @@ describe("the client", function()
         assert.is_false(ok, given .. " was taken")
         assert.matches("config_spec.lua:%d+: ", err)
         assert.matches(part, err, 1, true)
+        assert.is_nil(err:find("secret", 1, true))
       end
     end)
   end)

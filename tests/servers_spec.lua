@@ -335,7 +335,11 @@ describe("https", function()
   end)
 
   it("says what is wrong with a ca_file that cannot be read", function()
-    refused(lab.client(server, { ca_file = file "no-such-file.pem" }), "no%-such%-file")
+    for _, option in ipairs { "ca_file", "cert_file", "key_file" } do
+      local ok, err = pcall(lab.client, server, { [option] = file "no-such-file.pem" })
+      assert.is_false(ok)
+      assert.matches("cannot read " .. option .. " .*no%-such%-file", tostring(err))
+    end
   end)
 
   describe("to a server with another name and with a right to its clients' certificates", function()

@@ -489,6 +489,7 @@ describe("a watch", function()
     it("carry what the options say", function()
       local client = lab.client(server, { pulling_timeout = 17.5, pulling_config_size = 3 })
       local wanted = {}
+      server:faults { path = "/nacos/v1/cs/configs", method = "GET", delay = 0.1 } -- so that all are known at once
       for _ = 1, 10 do
         local id = item("v")
         wanted[id] = true

@@ -337,7 +337,8 @@ local function cas_works(self, timeout)
   return true
 end
 
----The type to keep when the caller gives none: a server takes a missing one for "text".
+---The type to keep when the caller gives none: a server takes a missing one for "text". And for compare-and-set whether the item
+---is there at all: a server takes any md5 for one that is not.
 local function present_type(self, a, timeout)
   local late = self.types[key_of(a.data_id, a.group)]
   if late and late.till > monotonic() then
@@ -345,6 +346,11 @@ local function present_type(self, a, timeout)
   end
   local event = await(self.core:get(a.data_id, a.group, timeout, "server_only"))
   local err = event.error
+  if err and err.code == "not_found" and a.cas_md5 then
+    return nil, core.error("conflict",
+      ("cannot publish %s (group %s) at %s: it does not exist, so it does not have the expected md5")
+        :format(a.data_id, a.group, err.server or "?"), err.status, err.server)
+  end
   if err and err.code ~= "not_found" and err.code ~= "forbidden" then
     return nil, err
   end
@@ -399,12 +405,12 @@ function Client:publish_config(...)
       return nil, err
     end
   end
-  if not a.type then
+  if not a.type or a.cas_md5 then
     local kept, err = present_type(self, a, left())
     if err then
       return nil, err
     end
-    a.type = kept
+    a.type = a.type or kept
   end
   local event = await(self.core:publish(a.data_id, a.group, a.content, left(), {
     type = a.type, app_name = a.app_name, tags = a.tags, desc = a.desc, cas_md5 = a.cas_md5 and a.cas_md5:lower(),

@@ -67,7 +67,10 @@ end
 ---@param content string
 ---@return string # lower-case hex, as Nacos compares contents
 function nacos.md5(content)
-  return core.md5(content)
+  if type(content) ~= "string" then
+    error("bad argument #1 to 'nacos.md5' (string expected, got " .. type(content) .. ")", 2)
+  end
+  return (core.md5(content))
 end
 
 ---Replace a file atomically: a reader, or a crash, finds the old or the new content, never a part.
@@ -77,6 +80,9 @@ end
 ---@return true|nil
 ---@return nacos.Error|nil
 function nacos.write_file(path, content, opts)
+  if type(path) ~= "string" or type(content) ~= "string" then
+    error("bad argument to 'nacos.write_file' (path and content are strings)", 2)
+  end
   opts = opts or {}
   local mode = opts.mode == nil and 0 or type(opts.mode) == "string" and tonumber(opts.mode, 8)
   if not mode or mode > 4095 then

@@ -9,6 +9,7 @@ local core = require "nacos.core"
 local scheduler = {}
 
 local MAX_EVENTS_PER_STEP = 1000
+local SIGNALS = { TERM = true, INT = true, HUP = true, USR1 = true, USR2 = true, CHLD = true, WINCH = true }
 
 local engine
 local waiting = {}                                  -- request or timer id -> coroutine
@@ -235,6 +236,9 @@ end
 ---@param name "TERM"|"INT"|"HUP"|"USR1"|"USR2"|"CHLD"|"WINCH"
 ---@param fn fun()
 function scheduler.on_signal(name, fn)
+  if type(name) ~= "string" or not SIGNALS[name] or type(fn) ~= "function" then
+    error("bad argument to 'nacos.on_signal' (TERM, INT, HUP, USR1, USR2, CHLD or WINCH and a function expected)", 2)
+  end
   local id, err = scheduler.engine():signal(name)
   if not id then
     error(err.message, 2)

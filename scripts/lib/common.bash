@@ -4,7 +4,7 @@
 build_preset() {
     local log=build/$1.log options=()
     [ "${CI-}" = true ] && options=(-DLUNACOS_WERROR=ON)
-    mkdir -p build
+    mkdir -p build && : >"$log" || return 1
     if ! { cmake --preset "$1" "${options[@]}" && cmake --build "build/$1"; } >"$log" 2>&1; then
         cat "$log" >&2
         echo "building the preset $1 failed" >&2

@@ -196,7 +196,7 @@ static void round_failed(struct auth *a, const nacos_error *err)
     if (err->http_status == 500) {
         if (!a->patient_since)
             a->patient_since = now_ms();
-        a->error.code = patient(a) ? NACOS_UNAVAILABLE : NACOS_FORBIDDEN;
+        a->error.code = NACOS_FORBIDDEN; /* perhaps only for now; but no old value shall hide it */
         snprintf(a->error.message, sizeof a->error.message,
                  "cannot log in as %.64s at %s: HTTP 500, which a Nacos server says to a wrong user or password, and for some "
                  "seconds after its start",
@@ -240,7 +240,7 @@ static char *read_password(struct auth *a)
     } else {
         return strdup(a->password ? a->password : "");
     }
-    a->round_error = (nacos_error){.code = NACOS_FORBIDDEN};
+    a->round_error = (nacos_error){.code = NACOS_INVALID};
     snprintf(a->round_error.message, sizeof a->round_error.message, "cannot log in as %.64s: no password: %s", a->username, why);
     return NULL;
 }

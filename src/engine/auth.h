@@ -5,8 +5,7 @@
  *
  *  A *round* of login asks the servers in turn, each on the paths it may know. It ends with a token; or refused (401, 403: user or
  * password is wrong), which is told at once; or with a 500 from every server that answered, which a server says to a wrong user and
- * also for some seconds after its start: rounds go on for PATIENCE, callers get "unavailable" when their time ends before, and
- * "forbidden" after; or no server answered ("unavailable"). */
+ * also for some seconds after its start: rounds go on for PATIENCE while callers wait; or no server answered ("unavailable"). */
 #ifndef LUNACOS_AUTH_H
 #define LUNACOS_AUTH_H
 

@@ -1,8 +1,10 @@
 #include "engine/client.h"
 
 #include <ctype.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/digest.h"
 #include "engine/file.h"
@@ -124,6 +126,7 @@ static void on_endpoint(void *arg, const struct http_response *r, const nacos_er
                  err->server);
     else if (err->code == NACOS_OK && servers_parse(&c->servers, r->body.data, &bad))
         bad.message[0] = 0;
+    snprintf(c->endpoint_trouble, sizeof c->endpoint_trouble, "%.290s", bad.message);
     if (bad.message[0])
         log_write(c->log, LOG_WARN, "%s; %s", bad.message,
                   c->servers.count ? "the servers known before stay in use" : "no server is known yet");
@@ -291,6 +294,13 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     memset(strings, 0, sizeof strings);
     c->tls =
         (struct http_tls){o->verify > 0 || (o->verify == 0 && c->ca_file), c->ca_file, c->cert_file, c->key_file, c->server_name};
+    const char *const files[] = {c->ca_file, c->cert_file, c->key_file}, *const names[] = {"ca_file", "cert_file", "key_file"};
+    for (int i = 0; i < 3; i++)
+        if (files[i] && access(files[i], R_OK) != 0) {
+            *err = (nacos_error){.code = NACOS_INVALID};
+            snprintf(err->message, sizeof err->message, "cannot read %s %s: %s", names[i], files[i], strerror(errno));
+            goto failed;
+        }
     const char *addresses = o->server_addresses ? o->server_addresses : "";
     bool endpoint = o->endpoint && *o->endpoint;
     if (endpoint && !parse_endpoint(c, o->endpoint, err))

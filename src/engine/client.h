@@ -39,6 +39,7 @@ struct nacos_client {
     struct servers servers;
     struct timer endpoint_timer;
     struct request *endpoint_request;
+    char endpoint_trouble[300]; /* why it gave no list; empty: it did, or was not asked yet */
     struct auth auth;
     struct request *requests; /* all that run */
     struct config config;

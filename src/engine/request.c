@@ -270,7 +270,10 @@ static void attempt(struct request *r)
     int64_t left = r->deadline - now_ms();
     if (left <= 0) {
         if (r->error.code == NACOS_OK)
-            set_error(r, NACOS_UNAVAILABLE, s->count ? "no answer in time" : "the address server has given no list yet");
+            set_error(r, NACOS_UNAVAILABLE,
+                      s->count               ? "no answer in time"
+                      : *c->endpoint_trouble ? c->endpoint_trouble
+                                             : "the address server has not answered yet");
         fail_soon(r);
         return;
     }

@@ -20,6 +20,14 @@ static bool bad(nacos_error *err, const char *address, size_t n, const char *wha
 bool server_parse(const char *p, size_t n, int default_port, char origin[128], nacos_error *err)
 {
     const char *whole = p, *end = p + n, *scheme = "http";
+    const char *at = memchr(p, '@', n);
+    if (at) { /* what stands before it may be a password */
+        *err = (nacos_error){.code = NACOS_INVALID};
+        snprintf(err->message, sizeof err->message,
+                 "bad server address '…%.*s': user and password do not belong into it; there are options for them",
+                 (int)(end - at > 100 ? 100 : end - at), at);
+        return false;
+    }
     const size_t whole_n = n;
     if (n >= 7 && strncasecmp(p, "http://", 7) == 0) {
         scheme = "http";

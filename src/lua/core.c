@@ -19,6 +19,9 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
+static const char FORKED_TEXT[] =
+    "this process is a fork of the one that loaded nacos: make a new Lua state here and load it there";
+
 /* NULL inside: closed */
 struct engine_ud {
     nacos_engine *e;
@@ -199,8 +202,6 @@ static int push_id(lua_State *L, uint64_t id)
     return 1;
 }
 
-static const char FORKED_TEXT[] = "this process is a fork of the one that loaded nacos; load it here anew";
-
 static int engine_timer(lua_State *L)
 {
     struct engine_ud *u = check_engine(L);
@@ -230,7 +231,7 @@ static nacos_client *to_client(lua_State *L)
         return NULL;
     }
     if (nacos_engine_forked(u->engine->e)) {
-        fail(L, NACOS_FORKED, "this process is a fork of the one that made the client; make a client of its own here");
+        fail(L, NACOS_FORKED, FORKED_TEXT);
         return NULL;
     }
     return u->c;

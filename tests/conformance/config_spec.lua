@@ -209,9 +209,11 @@ describe("configuration on " .. target.name, function()
     assert.are.equal("two", (client:get_config("cas", group)))
     assert.is_true(client:publish_config("cas", group, "three", { cas_md5 = nacos.md5("two"):upper(), wait = true }))
     assert.are.equal("three", (client:get_config("cas", group)))
-    -- as every server does it: what does not exist is created, whatever md5 was expected
-    assert.is_true(client:publish_config("cas-absent", group, "new", { cas_md5 = nacos.md5("x"), wait = true }))
-    assert.are.equal("new", (client:get_config("cas-absent", group)))
+    -- a server would create what does not exist, whatever md5 was expected
+    ok, err = client:publish_config("cas-absent", group, "new", { cas_md5 = nacos.md5("x"), type = "text" })
+    assert.is_nil(ok)
+    assert.are.equal("conflict", err.code)
+    assert.are.equal("not_found", select(2, client:get_config("cas-absent", group)).code)
   end)
 
   it("takes 1 MB, and everything up to the limit", function()
@@ -302,7 +304,7 @@ describe("configuration on " .. target.name, function()
       for i = 1, 64 do
         nacos.spawn(function()
           local id = "many-" .. i
-          local ok, err = client:publish_config(id, group, "value " .. i, { wait = true, timeout = 30 })
+          local ok, err = target.publish(client, id, group, "value " .. i, { wait = true, timeout = 30 })
           local value = client:get_config(id, group)
           if not ok or value ~= "value " .. i then
             bad[#bad + 1] = id .. ": " .. tostring(err) .. " " .. tostring(value)

@@ -9,7 +9,7 @@ local SOON = 2 -- seconds. A real server tells of a change after 0.1 s; a poll t
 
 ---Publish without waiting for readers: the watch is what tells when it can be read.
 local function put(client, data_id, group, content, opts)
-  assert(client:publish_config(data_id, group, content, opts))
+  assert(target.publish(client, data_id, group, content, opts))
 end
 
 ---Run fn(i) for 1 … n, at most 16 at a time, each in a task.

@@ -36,7 +36,10 @@ function common.call(client, method, ...)
   if not results[1] then
     local argument, reason = tostring(results[2]):match("^.-bad argument '(.-)' to '.-' %((.*)%)$")
     if argument then
-      common.fail(common.USAGE, argument .. ": " .. reason)
+      local names = { data_id = "data id", cas_md5 = "--cas", app_name = "--app-name" }
+      local subject = argument == "data_id" and (" '%s'"):format(tostring((...))) or ""
+      reason = reason:gsub("; remove_config deletes the item", "; `lunacos rm` deletes the configuration")
+      common.fail(common.USAGE, ("bad %s%s: %s"):format(names[argument] or argument, subject, reason))
     end
     error(results[2], 0)
   end

@@ -17,7 +17,8 @@ The script finds these globals: nacos, json (cjson.safe), yaml (lyaml), template
 environment variables say), group (what -g says). require() looks beside the script, too.
 
 It runs inside nacos.run(): it may sleep, wait and spawn, and the program goes on while it
-watches something. TERM and INT stop it cleanly, exit code 0. A whole number that the script
+watches something. TERM and INT stop it cleanly, exit code 0 (a script that
+computes without ever waiting needs a second one). A whole number that the script
 returns is the exit code. An error ends it with a traceback and exit code 1.]],
 }
 

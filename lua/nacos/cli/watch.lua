@@ -23,7 +23,7 @@ NACOS_NAMESPACE, NACOS_MD5 and NACOS_EVENT in its environment; one word is a lin
 several are a program and its arguments. Changes that come while it runs are merged. When it
 fails, a line on stderr says so and the watch goes on.
 
-TERM and INT end the watch, exit code 0.]],
+TERM and INT end the watch, exit code 0, as soon as a command that runs has ended.]],
 }
 
 function watch.setup(parser)
