@@ -246,7 +246,7 @@ static void address(const char *text, const char *origin)
     struct servers s = {0};
     nacos_error err = {0};
     bool ok = servers_parse(&s, text, &err);
-    if (ok != (origin != NULL) || (ok && (s.count != 1 || strcmp(s.list[0].origin, origin) != 0))) {
+    if (ok != (origin != NULL) || (ok && (s.count != 1 || strcmp(s.list[0].origin, origin ? origin : "") != 0))) {
         printf("# %s: %s\n", text, ok ? s.list[0].origin : err.message);
         test_failed = true;
     }
