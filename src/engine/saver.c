@@ -75,7 +75,7 @@ static void slice(void *arg)
 {
     struct saver *s = arg;
     bool busy = s->client->config.reading > 0 && now_ms() - s->dirty_since < PATIENCE_MS;
-    if (!busy)
+    if (!busy && s->dirty)
         write_one(s); /* one file per turn of the loop: more would hold up what arrives meanwhile */
     if (s->dirty)
         timer_set(&s->client->engine->timers, &s->timer, busy ? DELAY_MS : 1, slice, s);
