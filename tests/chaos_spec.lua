@@ -17,7 +17,8 @@ describe("chaos", function()
     local dice = math.random
     local server = support.start_server {}
     local client = nacos.client {
-      server_addresses = server.address, no_snapshot = true, log_level = "OFF", pulling_config_size = 20, default_timeout = 1,
+      server_addresses = server.address, log_level = "OFF", pulling_config_size = 20, default_timeout = 1,
+      snapshot_base = support.tmpdir() .. "/snapshot", failover_base = "/dev/null",
     }
     local watched, seen, running = {}, {}, {}
 
