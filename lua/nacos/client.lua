@@ -527,8 +527,10 @@ end
 -- again with the newest.
 
 local function report_error(self, err, about)
-  self.callback_errors = self.callback_errors + (about.kind == "callback" and 1 or 0)
-  self.core:log("error", ("error in a %s of %s (group %s): %s"):format(about.kind, about.data_id, about.group, tostring(err)))
+  if about.kind == "callback" then -- the engine has logged the others
+    self.callback_errors = self.callback_errors + 1
+    self.core:log("error", ("error in a callback of %s (group %s): %s"):format(about.data_id, about.group, tostring(err)))
+  end
   if self.options.on_error then
     local ok, worse = pcall(self.options.on_error, err, about)
     if not ok then
