@@ -112,12 +112,17 @@ struct read {
     char name[]; /* key_name() */
 };
 
+/** May this request fall back to the snapshot, and renew it? */
+static bool with_snapshot(const struct ask *a)
+{
+    return a->flags & NACOS_USE_SNAPSHOT || (a->flags == 0 && !a->client->no_snapshot);
+}
+
 static void answer_ask(struct ask *a, struct value *v, const nacos_error *err)
 {
     struct nacos_client *c = a->client;
     struct key k = ask_key(a);
-    bool snapshots = a->flags & NACOS_USE_SNAPSHOT || (a->flags == 0 && !c->no_snapshot);
-    struct value *old = !v && snapshots && config_unknown(err) ? saver_read(&c->saver, &k) : NULL;
+    struct value *old = !v && with_snapshot(a) && config_unknown(err) ? saver_read(&c->saver, &k) : NULL;
     if (old) {
         log_write(c->log, LOG_WARN, "%s; its snapshot is used instead", err->message);
         reply(a, old, NACOS_FROM_SNAPSHOT, NULL);
@@ -142,10 +147,9 @@ static void ask_too_late(void *arg)
 
 static bool wants_snapshot(const struct read *r)
 {
-    const struct nacos_client *c = r->client;
-    bool wants = r->watch && !c->no_snapshot;
+    bool wants = r->watch && !r->client->no_snapshot;
     for (const struct ask *a = r->asks; a && !wants; a = a->next)
-        wants = a->flags & NACOS_USE_SNAPSHOT || (a->flags == 0 && !c->no_snapshot);
+        wants = with_snapshot(a);
     return wants;
 }
 
