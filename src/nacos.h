@@ -9,7 +9,7 @@
  *     uint64_t id = nacos_get_config(c, "app.yaml", "DEFAULT_GROUP", 3000, 0);
  *     const nacos_event *ev = nacos_wait(e, id, 5000);
  *     if (ev && ev->error.code == NACOS_OK) fwrite(ev->value.data, 1, ev->value.len, stdout);
- *     nacos_client_close(c);
+ *     nacos_client_close(c, true);
  *     nacos_engine_free(e);
  *
  * Threads: one host thread at a time may use an engine and its clients. Different engines are independent.
@@ -33,6 +33,7 @@ extern "C" {
 typedef struct nacos_engine nacos_engine;
 typedef struct nacos_client nacos_client;
 typedef struct nacos_watch nacos_watch;
+typedef struct nacos_subscription nacos_subscription;
 
 /** Why something did not work: one list makes the enum and the names that nacos_code_name() and Lua's `err.code` show. */
 #define NACOS_CODES(X)                                                                                                             \
@@ -69,11 +70,13 @@ typedef struct nacos_error {
 typedef enum nacos_source { NACOS_FROM_NONE, NACOS_FROM_SERVER, NACOS_FROM_FAILOVER, NACOS_FROM_SNAPSHOT } nacos_source;
 
 typedef enum nacos_event_kind {
-    NACOS_EVENT_REPLY,  /* the one answer to a request */
-    NACOS_EVENT_CONFIG, /* a watched configuration: its newest value. May come any number of times */
+    NACOS_EVENT_REPLY,   /* the one answer to a request */
+    NACOS_EVENT_CONFIG,  /* a watched configuration: its newest value. May come any number of times */
+    NACOS_EVENT_SERVICE, /* a followed service: its newest list. Likewise */
     NACOS_EVENT_TIMER,
     NACOS_EVENT_SIGNAL,
-    NACOS_EVENT_TROUBLE /* a watch cannot be served right now (error says why); once per change of the reason */
+    NACOS_EVENT_EXIT,   /* a child process has ended */
+    NACOS_EVENT_TROUBLE /* a watch or subscription cannot be served now (error says why); once per change of the reason */
 } nacos_event_kind;
 
 typedef struct nacos_value {
@@ -86,11 +89,55 @@ typedef struct nacos_value {
     uint64_t version; /* counts the values of this item; equal versions are equal bytes */
 } nacos_value;
 
+/** One entry of an instance's metadata. */
+typedef struct nacos_pair {
+    const char *name, *value;
+} nacos_pair;
+
+typedef struct nacos_instance {
+    const char *ip; /* or a host name */
+    int port;
+    const char *cluster; /* [DEFAULT] */
+    double weight;       /* 0 … 10000; 0 is never selected */
+    bool healthy, enabled, ephemeral;
+    const nacos_pair *metadata; /* sorted by name in what the engine gives */
+    size_t metadata_count;
+    const char *id; /* as the server names it; NULL: it did not. Ignored in what the host gives */
+} nacos_instance;
+
+/** The instances of a service, sorted by ip, port and cluster. */
+typedef struct nacos_hosts {
+    const nacos_instance *list;
+    size_t count;
+    size_t skipped;   /* entries of the answer that were no instances, or came twice */
+    bool protection;  /* too few are healthy: the server shows all of them as such (protectThreshold) */
+    int64_t ref_time; /* lastRefTime: unix milliseconds of the server's clock; 0: none */
+    int64_t cache_ms; /* cacheMillis: how long the server lets the answer be kept; 0: not said */
+} nacos_hosts;
+
+typedef enum nacos_change_kind { NACOS_ADDED, NACOS_MODIFIED, NACOS_DELETED } nacos_change_kind;
+
+typedef struct nacos_change {
+    nacos_change_kind kind;
+    const nacos_instance *now, *before; /* DELETED has no `now`, ADDED no `before` */
+} nacos_change;
+
 typedef struct nacos_event {
-    uint64_t id; /* of the request, watch, timer or signal */
+    uint64_t id; /* of the request, watch, timer, signal, … */
     nacos_event_kind kind;
-    nacos_error error; /* code NACOS_OK unless something failed */
-    nacos_value value; /* of reads, watches and raw answers */
+    nacos_error error;        /* code NACOS_OK unless something failed */
+    nacos_value value;        /* of reads, watches and raw answers; value.source also says where `hosts` came from */
+    const nacos_hosts *hosts; /* answers with instances, SERVICE; else NULL */
+
+    /* SERVICE */
+    const nacos_change *changes; /* against the event before; the first has all as ADDED */
+    size_t change_count;
+    bool first;
+    size_t held; /* instances that the server no longer lists but `hosts` still does: see nacos_follow */
+
+    /* EXIT */
+    int exit_code;   /* 0 … 255 */
+    int exit_signal; /* > 0: ended by it */
 } nacos_event;
 
 /* ---- engine ------------------------------------------------------------------------------------------------------------ */
@@ -122,6 +169,20 @@ NACOS_API uint64_t nacos_timer(nacos_engine *e, int64_t ms);
  *  The only function that touches a process-wide signal disposition: for executables, not for libraries. 0: refused. */
 NACOS_API uint64_t nacos_signal(nacos_engine *e, int signum);
 
+/** A child process. */
+typedef struct nacos_command {
+    const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH */
+    const char *const *env;  /* "NAME=value", NULL-terminated: added to the environment; NULL: nothing */
+    const char *input;       /* its standard input; NULL: that of this process */
+    size_t input_len;
+} nacos_command;
+
+/** Starts it in a process group of its own; standard output and error are those of this process. One NACOS_EVENT_EXIT when it has
+ * ended, or at once with an error when it could not start. A child that outlives the engine goes on. 0: out of memory. */
+NACOS_API uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c);
+/** Sends a signal to the process group of a child; nothing happens when it has ended. */
+NACOS_API void nacos_kill(nacos_engine *e, uint64_t id, int signum);
+
 /* ---- client ------------------------------------------------------------------------------------------------------------ */
 
 typedef enum nacos_log_level { NACOS_LOG_DEBUG, NACOS_LOG_INFO, NACOS_LOG_WARN, NACOS_LOG_ERROR, NACOS_LOG_OFF } nacos_log_level;
@@ -149,6 +210,8 @@ typedef struct nacos_options {
     int poll_timeout_ms;       /* [30000] how long a server may hold a long poll */
     int poll_batch;            /* [3000] most keys in one long poll */
     size_t max_response;       /* [16 MiB] bytes */
+    int push_port;             /* UDP port for pushes; [any free one]; -1: ask for none */
+    const char *push_ip;       /* address that servers shall push to [that of the connection to the server] */
 } nacos_options;
 
 /** Makes a client; no I/O happens yet. NULL and `err` (NACOS_INVALID) when an address cannot be parsed. */
@@ -159,8 +222,9 @@ NACOS_API nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o
 NACOS_API void nacos_client_configure(nacos_client *c, const nacos_options *o);
 
 /** Ends everything of the client: its requests answer NACOS_CLOSED, its watches are gone. Returns within 100 ms, whatever is in
- * flight. The handle is freed. */
-NACOS_API void nacos_client_close(nacos_client *c);
+ * flight. The handle is freed. With `deregister` its registered instances are taken out of the server: usually before this returns,
+ * else in the background for up to 3 s, for which nacos_engine_free() waits. Without, they expire at the server. */
+NACOS_API void nacos_client_close(nacos_client *c, bool deregister);
 
 /** Writes to the client's log. */
 NACOS_API void nacos_client_log(nacos_client *c, nacos_log_level level, const char *message);
@@ -214,11 +278,90 @@ NACOS_API void nacos_unwatch(nacos_watch *w);
  * known to be absent has an empty md5 and no data. */
 NACOS_API bool nacos_peek(nacos_watch *w, uint64_t known, nacos_value *value);
 
+/* ---- services ------------------------------------------------------------------------------------------------------------ */
+
+/** Which service. Strings must be valid (nacos_check_service(), nacos_check_id() for the group). */
+typedef struct nacos_service {
+    const char *name;
+    const char *group; /* [DEFAULT_GROUP] */
+    const char *ns;    /* namespace id [the client's] */
+} nacos_service;
+
+/**
+ * Requests like those above: one NACOS_EVENT_REPLY each. Instances must be valid (nacos_check_instance()).
+ *
+ * Registers an instance. When the server took it, an ephemeral one (`healthy` and all) is kept alive by the engine until it is
+ * deregistered or the client is closed: a beat every `beat_ms` (0: 5000; what the server answers as its interval wins), registered
+ * again when the server has forgotten it, without end whatever fails. An interval other than 5000 is told to the server in the
+ * metadata `preserved.heart.beat.interval` (with `preserved.heart.beat.timeout` and `preserved.ip.delete.timeout` of 3 and 6
+ * intervals if it is longer) unless they are given. Registering the same ip and port in the same service again replaces what was.
+ */
+NACOS_API uint64_t nacos_register_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int beat_ms,
+                                           int timeout_ms);
+/** Ends the beats first. An instance that is not there is fine. Of `i` ip, port, cluster and ephemeral count. */
+NACOS_API uint64_t nacos_deregister_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int timeout_ms);
+/** Replaces weight, enabled and metadata; later beats say the new ones. A server that does not offer it (3.x) gets it as a
+ * registration. Servers answer the same when there is no such instance: who is not sure asks before. */
+NACOS_API uint64_t nacos_modify_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int timeout_ms);
+/** event.hosts holds the one instance with this ip, port and cluster, or the error is NACOS_NOT_FOUND. A server that does not offer
+ * it (3.x) is asked for the list, which lacks disabled instances. */
+NACOS_API uint64_t nacos_get_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int timeout_ms);
+/** One whole beat, now. value.data is the server's JSON. */
+NACOS_API uint64_t nacos_send_beat(nacos_client *c, const nacos_service *s, const nacos_instance *i, int timeout_ms);
+/** Failover file, then the servers, then the last list on disk, as nacos_get_config() with the same `flags`. A service that does
+ * not exist has no instances. `clusters`: comma separated; NULL: all. */
+NACOS_API uint64_t nacos_list_instances(nacos_client *c, const nacos_service *s, const char *clusters, bool healthy_only, int flags,
+                                        int timeout_ms);
+
+/** What a service itself says; zero and NULL are the defaults. */
+typedef struct nacos_service_settings {
+    double protect_threshold; /* 0 … 1 */
+    const nacos_pair *metadata;
+    size_t metadata_count;
+    const char *selector; /* the server's JSON; NULL: none */
+} nacos_service_settings;
+
+/** On 2.x a service made so takes persistent instances only. Raw answers in value.data: get {name, protectThreshold, metadata, …},
+ * list {count, doms}. `update`: it exists already, and is changed. */
+NACOS_API uint64_t nacos_put_service(nacos_client *c, const nacos_service *s, const nacos_service_settings *o, bool update,
+                                     int timeout_ms);
+NACOS_API uint64_t nacos_get_service(nacos_client *c, const nacos_service *s, int timeout_ms);
+NACOS_API uint64_t nacos_remove_service(nacos_client *c, const nacos_service *s, int timeout_ms);
+/** Of `s` group and ns count. */
+NACOS_API uint64_t nacos_list_services(nacos_client *c, const nacos_service *s, int page, int page_size, int timeout_ms);
+
+/** How to follow a service. */
+typedef struct nacos_follow {
+    const char *clusters; /* comma separated; NULL: all */
+    int interval_ms;      /* [7000] between two questions; the server's cacheMillis and, with pushes, 8000 are upper bounds */
+    /* An answer that lacks more than `max_drop` of the instances known is held: the missing ones stay in the list, event.held
+     * counts them, until an answer `hold_ms` later still lacks them. */
+    double max_drop; /* a share, up to 1 [1: only when all are missing]; -1: none, any that is missing is held */
+    int hold_ms;     /* [10000]; -1: believe everything at once */
+} nacos_follow;
+
+/**
+ * Follows a service. NACOS_EVENT_SERVICE comes once at the start, with the present list, and then after each change; changes that
+ * come faster than the host collects them are merged. A failed question never removes an instance. When no server answers at the
+ * start, the last list on disk is delivered, its source NACOS_FROM_SNAPSHOT. NULL: out of memory.
+ * The handle lives until nacos_unfollow() or the client is closed.
+ */
+NACOS_API nacos_subscription *nacos_follow_service(nacos_client *c, const nacos_service *s, const nacos_follow *how);
+NACOS_API uint64_t nacos_subscription_id(const nacos_subscription *s);
+/** Changes interval_ms, max_drop and hold_ms. */
+NACOS_API void nacos_refollow(nacos_subscription *s, const nacos_follow *how);
+NACOS_API void nacos_unfollow(nacos_subscription *s);
+
 typedef struct nacos_status {
     char server[128];   /* the one in use */
     bool connected;     /* the last exchange with a server worked */
     int watches, polls; /* watched items; long polls held now */
+    int instances;      /* registered here and kept alive */
+    int subscriptions;  /* followed services */
     uint64_t requests, failures, logins;
+    uint64_t beats, reregistrations; /* beats answered; times a server had forgotten an instance */
+    uint64_t pushes, pushes_dropped; /* datagrams that brought a list; that were forged, broken, old or not asked for */
+    uint64_t entries_skipped;        /* of instance lists: no instances, or twice */
     nacos_error last_error;
 } nacos_status;
 
@@ -230,6 +373,12 @@ NACOS_API void nacos_client_status(const nacos_client *c, nacos_status *out);
 NACOS_API const char *nacos_check_id(const char *id);
 /** The same for a namespace id (letters, digits, `_` and `-`; at most 128 bytes; empty is the public one). */
 NACOS_API const char *nacos_check_namespace(const char *ns);
+/** NULL when a service may have this name (no white space, no "@@", at most 512 bytes), else what is wrong with it. */
+NACOS_API const char *nacos_check_service(const char *name);
+/** The same for everything in an instance; *field (may be NULL) is then the name of what is wrong. */
+NACOS_API const char *nacos_check_instance(const nacos_instance *i, const char **field);
+/** And for a comma separated list of clusters (letters, digits and `-`, 64 bytes each). */
+NACOS_API const char *nacos_check_clusters(const char *clusters);
 NACOS_API bool nacos_md5(const void *data, size_t len, char out[33]);
 /** Replaces a file atomically: temp file in the same folder, mode (0: that of the old file, else 0644), fsync when `sync`, rename.
  */

@@ -13,6 +13,7 @@
 #define ENDPOINT_EVERY_MS 30000
 #define ENDPOINT_RETRY_MS 1000
 #define CLOSE_WAIT_MS 100
+#define LEAVE_MS 3000 /* for deregistering */
 
 static void refresh_endpoint(void *arg);
 
@@ -172,6 +173,7 @@ struct client_job {
     struct job job;
     struct nacos_client *client;
     struct event *event;
+    bool deregister;
     nacos_options options;
     char *strings[4]; /* proxies and folders, owned */
 };
@@ -185,9 +187,9 @@ static bool put(char **out, const char *s, const char *fallback)
 
 static void free_client(struct nacos_client *c)
 {
-    char *strings[] = {c->ns,          c->context_path,  c->endpoint,     c->endpoint_path, c->ak,
-                       c->ca_file,     c->cert_file,     c->key_file,     c->server_name,   c->proxy_http,
-                       c->proxy_https, c->failover_base, c->snapshot_base};
+    char *strings[] = {c->ns,          c->context_path,  c->endpoint,      c->endpoint_path, c->ak,
+                       c->ca_file,     c->cert_file,     c->key_file,      c->server_name,   c->proxy_http,
+                       c->proxy_https, c->failover_base, c->snapshot_base, c->push.wanted_ip};
     for (size_t i = 0; i < sizeof strings / sizeof *strings; i++)
         free(strings[i]);
     if (c->sk)
@@ -197,25 +199,67 @@ static void free_client(struct nacos_client *c)
     free(c);
 }
 
+/** Ends what the client does for its host; beats go on. */
+static void end_work(struct nacos_client *c)
+{
+    c->closing = true;
+    timer_clear(&c->engine->timers, &c->endpoint_timer);
+    request_cancel(c->endpoint_request);
+    c->endpoint_request = NULL;
+    longpoll_shut(&c->longpoll);
+    subscribe_shut(c);
+    push_shut(&c->push);
+    requests_fail(c, NACOS_CLOSED, "the client was closed");
+    watch_shut(c);
+    saver_shut(&c->saver);
+    saver_shut(&c->naming_saver);
+}
+
 void client_shut(struct nacos_client *c)
 {
     nacos_engine *e = c->engine;
+    timer_clear(&e->timers, &c->leave_timer);
+    beats_shut(&c->beats);
+    if (!c->leaving)
+        end_work(c);
     c->closing = true;
-    timer_clear(&e->timers, &c->endpoint_timer);
-    request_cancel(c->endpoint_request);
-    longpoll_shut(&c->longpoll);
     auth_free(&c->auth);
     while (c->requests)
         request_fail(c->requests, NACOS_CLOSED, "the client was closed");
-    watch_shut(c);
-    saver_shut(&c->saver);
     if (c->prev)
         c->prev->next = c->next;
     else
         e->clients = c->next;
     if (c->next)
         c->next->prev = c->prev;
+    if (c->left)
+        engine_ready(e, c->left);
     free_client(c);
+    engine_client_gone(e);
+}
+
+static void shut(void *arg)
+{
+    client_shut(arg);
+}
+
+static void left(struct nacos_client *c)
+{
+    timer_set(&c->engine->timers, &c->leave_timer, 0, shut, c);
+}
+
+void client_leave(struct nacos_client *c, struct event *event)
+{
+    c->left = event;
+    if (!beats_any(&c->beats)) {
+        client_shut(c);
+        return;
+    }
+    end_work(c);
+    c->closing = false;
+    c->leaving = true;
+    timer_set(&c->engine->timers, &c->leave_timer, LEAVE_MS, shut, c);
+    beats_leave(&c->beats, left);
 }
 
 static void open_run(struct job *job)
@@ -234,9 +278,13 @@ static void open_run(struct job *job)
 static void close_run(struct job *job)
 {
     struct client_job *j = (struct client_job *)job;
-    nacos_engine *e = j->client->engine;
-    client_shut(j->client);
-    engine_ready(e, j->event);
+    struct nacos_client *c = j->client;
+    if (j->deregister) {
+        client_leave(c, j->event);
+    } else {
+        c->left = j->event;
+        client_shut(c);
+    }
     free(j);
 }
 
@@ -283,7 +331,7 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
         context[n - 1] = 0;
     bool ok = put(&c->ns, ns, "") & put(&c->context_path, context, "") & put(&c->ak, o->ak, NULL) & put(&c->sk, o->sk, NULL) &
               put(&c->ca_file, o->ca_file, NULL) & put(&c->cert_file, o->cert_file, NULL) & put(&c->key_file, o->key_file, NULL) &
-              put(&c->server_name, o->server_name, NULL) & strings_of(strings, o);
+              put(&c->server_name, o->server_name, NULL) & put(&c->push.wanted_ip, o->push_ip, NULL) & strings_of(strings, o);
     c->log = log_open((enum log_level)o->log_level, o->log_dir, o->log_backups);
     if (!ok || !c->log)
         goto failed;
@@ -310,7 +358,11 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     if (!auth_init(&c->auth, c, o))
         goto failed;
     longpoll_init(&c->longpoll, c);
-    saver_init(&c->saver, c);
+    saver_init(&c->saver, c, "");
+    saver_init(&c->naming_saver, c, "/naming");
+    beats_init(&c->beats, c);
+    c->push.client = c;
+    c->push.wanted_port = o->push_port;
     apply(c, o);
     for (int i = 0; i < c->servers.count; i++)
         if (strncmp(c->servers.list[i].origin, "https:", 6) == 0 && !c->tls.verify) {
@@ -342,6 +394,7 @@ static void configure_run(struct job *job)
         *now[i] = j->strings[i];
     }
     saver_forget(&c->saver);
+    saver_forget(&c->naming_saver);
     apply(c, &j->options);
     free(j);
 }
@@ -361,7 +414,7 @@ void nacos_client_configure(nacos_client *c, const nacos_options *o)
     engine_post(c->engine, &j->job);
 }
 
-void nacos_client_close(nacos_client *c)
+void nacos_client_close(nacos_client *c, bool deregister)
 {
     nacos_engine *e = c->engine;
     if (nacos_engine_forked(e))
@@ -370,6 +423,7 @@ void nacos_client_close(nacos_client *c)
     if (!j || !(j->event = event_new(engine_next_id(e), NACOS_EVENT_REPLY)))
         abort(); /* leaving it running behind the caller's back is no answer */
     uint64_t id = j->event->id;
+    j->deregister = deregister;
     engine_post(e, &j->job);
     event_free(engine_take(e, id, CLOSE_WAIT_MS));
 }

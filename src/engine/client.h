@@ -6,14 +6,17 @@
 #define LUNACOS_CLIENT_H
 
 #include "engine/auth.h"
+#include "engine/beat.h"
 #include "engine/config.h"
 #include "engine/engine.h"
 #include "engine/log.h"
 #include "engine/longpoll.h"
 #include "engine/protocol.h"
+#include "engine/push.h"
 #include "engine/request.h"
 #include "engine/saver.h"
 #include "engine/server.h"
+#include "engine/subscribe.h"
 #include "engine/watch.h"
 
 #define VERSION_HEADER "User-Agent: Nacos-C-Client:v1.1.0 lunacos/" LUNACOS_VERSION
@@ -46,13 +49,22 @@ struct nacos_client {
     struct saver saver;
     struct watches watches;
     struct longpoll longpoll;
-    bool closing;
+    struct beats beats;
+    struct nacos_subscription *subscriptions;
+    struct push push;
+    struct saver naming_saver; /* lists of instances */
+    bool closing;              /* no request may start */
+    bool leaving;              /* closed: goes on only until its instances are deregistered */
+    struct event *left;        /* ready when that is done; NULL: nobody waits */
+    struct timer leave_timer;
 
     nacos_status status; /* guarded by engine->lock */
 };
 
-/** On the loop: ends everything of the client and frees it. */
+/** On the loop: ends everything of the client and frees it, at once. */
 void client_shut(struct nacos_client *c);
+/** On the loop: the same, but its instances are deregistered first. `left` may be NULL. */
+void client_leave(struct nacos_client *c, struct event *left);
 /** On the loop: notes the end of an exchange for nacos_client_status() and logs when servers are lost or found again. */
 void client_note(struct nacos_client *c, const char *origin, const nacos_error *err);
 

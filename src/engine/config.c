@@ -4,17 +4,16 @@
 #include <string.h>
 #include <uthash.h>
 
+#include "engine/ask.h"
 #include "engine/client.h"
 #include "engine/snapshot.h"
 
 #define WATCH_READ_MS 5000 /* a read for a watch */
 
-static const nacos_error no_memory = {.code = NACOS_NOMEM, .message = "out of memory"};
-
 struct value *config_file(struct nacos_client *c, const char *base, const struct key *k)
 {
     size_t len = 0;
-    char *data = snapshot_read(base, k->data_id, k->group, c->ns, c->max_response, &len, c->log);
+    char *data = snapshot_read(base, k->data_id, k->group, k->ns, c->max_response, &len, c->log);
     struct value *v = data ? value_new(data, len, NULL, NULL) : NULL;
     free(data);
     return v;
@@ -25,87 +24,23 @@ bool config_unknown(const nacos_error *err)
     return err->code == NACOS_UNAVAILABLE || err->code == NACOS_PROTOCOL;
 }
 
-/* ---- what the host asked ------------------------------------------------------------------------------------------------- */
+/* ---- reads --------------------------------------------------------------------------------------------------------------- */
 
-/** A request of the host on its way: the event that will answer it, and what it is about. */
-struct ask {
-    struct job job;
-    struct nacos_client *client;
-    struct event *event;
-    int64_t timeout_ms, deadline; /* the deadline counts from its arrival on the loop */
-    int flags, page, page_size;
-    bool second; /* the other dialect is asked */
-    struct question question;
-    char *data_id, *group;
-
-    /* in a read */
-    struct ask *next;
+/** A read that the host asked for. */
+struct get {
+    struct ask ask;
+    int flags;
+    struct get *next; /* in the read */
     struct read *read;
     struct timer timer;
 };
-
-static void ask_free(struct ask *a)
-{
-    timer_clear(&a->client->engine->timers, &a->timer);
-    question_free(&a->question);
-    free(a->data_id);
-    free(a->group);
-    free(a);
-}
-
-static void reply(struct ask *a, struct value *v, nacos_source source, const nacos_error *err)
-{
-    struct event *ev = a->event;
-    ev->value = value_ref(v);
-    ev->source = v ? source : NACOS_FROM_NONE;
-    ev->confirmed = v && source == NACOS_FROM_SERVER ? unix_now() : 0;
-    if (err && err->code != NACOS_OK)
-        event_set_error(ev, err);
-    engine_ready(a->client->engine, ev);
-    ask_free(a);
-}
-
-static struct ask *ask_new(struct nacos_client *c, void (*run)(struct job *), const char *data_id, const char *group,
-                           int timeout_ms)
-{
-    struct ask *a = calloc(1, sizeof *a);
-    if (!a)
-        return NULL;
-    a->job.run = run;
-    a->client = c;
-    a->timeout_ms = timeout_ms;
-    a->data_id = strdup(data_id ? data_id : "");
-    a->group = strdup(group ? group : "");
-    a->event = event_new(engine_next_id(c->engine), NACOS_EVENT_REPLY);
-    if (a->data_id && a->group && a->event)
-        return a;
-    event_free(a->event);
-    free(a->data_id);
-    free(a->group);
-    free(a);
-    return NULL;
-}
-
-static uint64_t ask_post(struct ask *a)
-{
-    uint64_t id = a->event->id;
-    engine_post(a->client->engine, &a->job);
-    return id;
-}
-
-static struct key ask_key(const struct ask *a)
-{
-    return (struct key){a->data_id, a->group, a->client->ns};
-}
-
-/* ---- reads --------------------------------------------------------------------------------------------------------------- */
 
 /** One read under way, for all who want it: requests of the host and the watch of that item. */
 struct read {
     UT_hash_handle hh;
     struct nacos_client *client;
     int64_t deadline;
-    struct ask *asks;
+    struct get *gets;
     struct nacos_watch *watch;
     bool shared; /* others may join it */
     const char *group;
@@ -113,43 +48,43 @@ struct read {
 };
 
 /** May this request fall back to the snapshot, and renew it? */
-static bool with_snapshot(const struct ask *a)
+static bool with_snapshot(const struct get *g)
 {
-    return a->flags & NACOS_USE_SNAPSHOT || (a->flags == 0 && !a->client->no_snapshot);
+    return saver_wanted(g->ask.client, g->flags);
 }
 
-static void answer_ask(struct ask *a, struct value *v, const nacos_error *err)
+static void answer(struct get *g, struct value *v, const nacos_error *err)
 {
-    struct nacos_client *c = a->client;
-    struct key k = ask_key(a);
-    struct value *old = !v && with_snapshot(a) && config_unknown(err) ? saver_read(&c->saver, &k) : NULL;
+    struct nacos_client *c = g->ask.client;
+    struct value *old = !v && with_snapshot(g) && config_unknown(err) ? saver_read(&c->saver, &g->ask.key) : NULL;
+    timer_clear(&c->engine->timers, &g->timer);
     if (old) {
         log_write(c->log, LOG_WARN, "%s; its snapshot is used instead", err->message);
-        reply(a, old, NACOS_FROM_SNAPSHOT, NULL);
+        ask_reply(&g->ask, old, NACOS_FROM_SNAPSHOT, NULL);
     } else {
-        reply(a, v, NACOS_FROM_SERVER, err);
+        ask_reply(&g->ask, v, NACOS_FROM_SERVER, err);
     }
     value_unref(old);
 }
 
-static void ask_too_late(void *arg)
+static void too_late(void *arg)
 {
-    struct ask *a = arg;
-    struct ask **p = &a->read->asks;
-    while (*p != a)
+    struct get *g = arg;
+    struct get **p = &g->read->gets;
+    while (*p != g)
         p = &(*p)->next;
-    *p = a->next;
+    *p = g->next;
     nacos_error err = {.code = NACOS_UNAVAILABLE};
-    snprintf(err.message, sizeof err.message, "cannot read %s (group %s): no answer in %.3g s", a->data_id, a->group,
-             (double)a->timeout_ms / 1000);
-    answer_ask(a, NULL, &err);
+    snprintf(err.message, sizeof err.message, "cannot read %s (group %s): no answer in %.3g s", g->ask.key.data_id,
+             g->ask.key.group, (double)g->ask.timeout_ms / 1000);
+    answer(g, NULL, &err);
 }
 
 static bool wants_snapshot(const struct read *r)
 {
     bool wants = r->watch && !r->client->no_snapshot;
-    for (const struct ask *a = r->asks; a && !wants; a = a->next)
-        wants = with_snapshot(a);
+    for (const struct get *g = r->gets; g && !wants; g = g->next)
+        wants = with_snapshot(g);
     return wants;
 }
 
@@ -175,9 +110,9 @@ static void on_read(void *arg, const struct http_response *resp, const nacos_err
         saver_note(&c->saver, &k, v);
     else if (err->code == NACOS_NOT_FOUND && !c->no_snapshot)
         saver_remove(&c->saver, &k);
-    for (struct ask *a = r->asks, *next; a; a = next) {
-        next = a->next;
-        answer_ask(a, v, err);
+    for (struct get *g = r->gets, *next; g; g = next) {
+        next = g->next;
+        answer(g, v, err);
     }
     if (r->watch)
         watch_read(r->watch, v, err);
@@ -240,80 +175,58 @@ void config_read_leave(struct read *r)
 
 static void get_run(struct job *job)
 {
-    struct ask *a = (struct ask *)job;
-    struct nacos_client *c = a->client;
-    struct key k = ask_key(a);
-    struct value *v = a->flags & NACOS_SERVER_ONLY ? NULL : config_file(c, c->failover_base, &k);
+    struct get *g = (struct get *)job;
+    struct nacos_client *c = g->ask.client;
+    struct value *v = g->flags & NACOS_SERVER_ONLY ? NULL : config_file(c, c->failover_base, &g->ask.key);
     if (v) {
-        reply(a, v, NACOS_FROM_FAILOVER, NULL);
+        ask_reply(&g->ask, v, NACOS_FROM_FAILOVER, NULL);
         value_unref(v);
         return;
     }
-    a->read = read_item(c, &k, a->timeout_ms);
-    if (!a->read) {
-        reply(a, NULL, NACOS_FROM_NONE, &no_memory);
+    g->read = read_item(c, &g->ask.key, g->ask.timeout_ms);
+    if (!g->read) {
+        ask_reply(&g->ask, NULL, NACOS_FROM_NONE, &no_memory);
         return;
     }
-    a->next = a->read->asks;
-    a->read->asks = a;
-    if (a->read->deadline > now_ms() + a->timeout_ms)
-        timer_set(&c->engine->timers, &a->timer, a->timeout_ms, ask_too_late, a);
+    g->next = g->read->gets;
+    g->read->gets = g;
+    if (g->read->deadline > now_ms() + g->ask.timeout_ms)
+        timer_set(&c->engine->timers, &g->timer, g->ask.timeout_ms, too_late, g);
 }
 
 uint64_t nacos_get_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms, int flags)
 {
-    struct ask *a = ask_new(c, get_run, data_id, group, timeout_ms);
-    if (!a)
+    struct get *g = ask_new(c, sizeof *g, get_run, &(struct key){data_id, group, c->ns}, timeout_ms);
+    if (!g)
         return 0;
-    a->flags = flags;
-    return ask_post(a);
+    g->flags = flags;
+    return ask_post(&g->ask);
 }
 
 /* ---- writes, lists, version ---------------------------------------------------------------------------------------------- */
-
-static void on_done(void *arg, const struct http_response *r, const nacos_error *err)
-{
-    struct ask *a = arg;
-    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, NULL, "") : NULL;
-    reply(a, v, NACOS_FROM_SERVER, err);
-    value_unref(v);
-}
-
-/** Puts a->question; all questions of one ask share its time. */
-static void put(struct ask *a, request_done done)
-{
-    struct question q = a->question;
-    a->question = (struct question){0};
-    if (!a->deadline)
-        a->deadline = now_ms() + a->timeout_ms;
-    if (!request_start(a->client, &q, a->deadline - now_ms(), done, a))
-        reply(a, NULL, NACOS_FROM_NONE, &no_memory);
-}
 
 /** Reads that began before this may show the old value. */
 static void on_written(void *arg, const struct http_response *r, const nacos_error *err)
 {
     struct ask *a = arg;
-    struct key k = ask_key(a);
-    stop_sharing(find_read(a->client, &k));
-    on_done(a, r, err);
+    stop_sharing(find_read(a->client, &a->key));
+    ask_answered(a, r, err);
 }
 
 static void write_run(struct job *job)
 {
-    put((struct ask *)job, on_written);
+    ask_put((struct ask *)job, on_written);
 }
 
 uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeout_ms)
 {
-    struct ask *a = ask_new(c, write_run, p->data_id, p->group, timeout_ms);
+    struct ask *a = ask_new(c, sizeof *a, write_run, &(struct key){p->data_id, p->group, c->ns}, timeout_ms);
     if (!a)
         return 0;
-    struct key k = ask_key(a);
     nacos_error err;
     uint64_t id = a->event->id;
-    if (!c->protocol->publish(&a->question, &k, p, &err)) {
-        reply(a, NULL, NACOS_FROM_NONE, &err);
+    if (!c->protocol->publish(&a->question, &a->key, p, &err)) {
+        ask_reply(a, NULL, NACOS_FROM_NONE, &err);
         return id;
     }
     return ask_post(a);
@@ -321,49 +234,51 @@ uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeo
 
 uint64_t nacos_remove_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms)
 {
-    struct ask *a = ask_new(c, write_run, data_id, group, timeout_ms);
+    struct ask *a = ask_new(c, sizeof *a, write_run, &(struct key){data_id, group, c->ns}, timeout_ms);
     if (!a)
         return 0;
-    struct key k = ask_key(a);
-    c->protocol->remove(&a->question, &k);
+    c->protocol->remove(&a->question, &a->key);
     return ask_post(a);
 }
 
+struct listing {
+    struct ask ask;
+    int page, page_size;
+};
+
 static void on_list(void *arg, const struct http_response *r, const nacos_error *err)
 {
-    struct ask *a = arg;
-    if (err->code != NACOS_UNSUPPORTED || a->second) {
-        on_done(a, r, err);
+    struct listing *l = arg;
+    if (err->code != NACOS_UNSUPPORTED || l->ask.second) {
+        ask_answered(&l->ask, r, err);
         return;
     }
-    struct key pattern = ask_key(a);
-    a->second = true;
-    protocol_v3_admin.list(&a->question, &pattern, a->page, a->page_size);
-    put(a, on_list);
+    l->ask.second = true;
+    protocol_v3_admin.list(&l->ask.question, &l->ask.key, l->page, l->page_size);
+    ask_put(&l->ask, on_list);
 }
 
 static void list_run(struct job *job)
 {
-    struct ask *a = (struct ask *)job;
-    struct key pattern = ask_key(a);
-    a->client->protocol->list(&a->question, &pattern, a->page, a->page_size);
-    put(a, on_list);
+    struct listing *l = (struct listing *)job;
+    l->ask.client->protocol->list(&l->ask.question, &l->ask.key, l->page, l->page_size);
+    ask_put(&l->ask, on_list);
 }
 
 uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *group, int page, int page_size, int timeout_ms)
 {
-    struct ask *a = ask_new(c, list_run, pattern, group, timeout_ms);
-    if (!a)
+    struct listing *l = ask_new(c, sizeof *l, list_run, &(struct key){pattern, group, c->ns}, timeout_ms);
+    if (!l)
         return 0;
-    a->page = page;
-    a->page_size = page_size;
-    return ask_post(a);
+    l->page = page;
+    l->page_size = page_size;
+    return ask_post(&l->ask);
 }
 
 static void reply_version(struct ask *a, const char *version)
 {
     struct value *v = value_new(version, strlen(version), NULL, "");
-    reply(a, v, NACOS_FROM_SERVER, v ? NULL : &no_memory);
+    ask_reply(a, v, NACOS_FROM_SERVER, v ? NULL : &no_memory);
     value_unref(v);
 }
 
@@ -379,10 +294,10 @@ static void on_version(void *arg, const struct http_response *r, const nacos_err
     } else if (err->code == NACOS_UNSUPPORTED && !a->second) {
         a->second = true;
         protocol_v3_admin.version(&a->question);
-        put(a, on_version);
+        ask_put(a, on_version);
     } else {
         nacos_error unknown = {.code = NACOS_UNSUPPORTED, .message = "the server does not tell its version"};
-        reply(a, NULL, NACOS_FROM_NONE, err->code == NACOS_OK ? &unknown : err);
+        ask_reply(a, NULL, NACOS_FROM_NONE, err->code == NACOS_OK ? &unknown : err);
     }
 }
 
@@ -396,11 +311,11 @@ static void version_run(struct job *job)
         return;
     }
     a->client->protocol->version(&a->question);
-    put(a, on_version);
+    ask_put(a, on_version);
 }
 
 uint64_t nacos_server_version(nacos_client *c, int timeout_ms)
 {
-    struct ask *a = ask_new(c, version_run, NULL, NULL, timeout_ms);
+    struct ask *a = ask_new(c, sizeof *a, version_run, &(struct key){0}, timeout_ms);
     return a ? ask_post(a) : 0;
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/client.h"
+#include "engine/process.h"
 
 static atomic_int forks; /* counts in each child: an engine born before is dead there */
 
@@ -87,6 +88,8 @@ void event_free(struct event *ev)
         return;
     free(ev->error);
     value_unref(ev->value);
+    hosts_unref(ev->hosts);
+    hosts_unref(ev->seen);
     free(ev);
 }
 
@@ -243,7 +246,12 @@ static void on_mail(uv_async_t *async)
         next = job->next;
         job->run(job);
     }
-    if (e->stopping)
+    engine_client_gone(e);
+}
+
+void engine_client_gone(nacos_engine *e)
+{
+    if (e->stopping && !e->clients)
         uv_stop(&e->loop);
 }
 
@@ -293,6 +301,11 @@ static void stop(struct job *job)
 {
     struct engine_job *j = (struct engine_job *)job;
     j->engine->stopping = true;
+    for (struct nacos_client *c = j->engine->clients, *next; c; c = next) {
+        next = c->next;
+        if (!c->leaving)
+            client_leave(c, NULL);
+    }
     event_free(j->event);
     free(j);
 }
@@ -315,6 +328,7 @@ static void *run_loop(void *arg)
         event_free(s->event);
         uv_close((uv_handle_t *)&s->uv, free_sigwatch);
     }
+    processes_forget(e);
     uv_walk(&e->loop, close_handle, NULL);
     uv_run(&e->loop, UV_RUN_DEFAULT);
     for (int i = 0; i < e->timers.len; i++) {
@@ -400,6 +414,7 @@ void nacos_engine_free(nacos_engine *e)
         event_free(ev);
     }
     event_free(e->current_event);
+    free(e->current_changes);
     value_unref(e->peeked);
     timers_free(&e->timers);
     uv_loop_close(&e->loop);
@@ -434,6 +449,10 @@ static struct event *detach_locked(nacos_engine *e, struct event *ev)
     copy->version = ev->version;
     copy->confirmed = ev->confirmed;
     copy->value = value_ref(ev->value);
+    copy->hosts = hosts_ref(ev->hosts);
+    copy->held = ev->held;
+    copy->seen = ev->seen;
+    ev->seen = hosts_ref(ev->hosts);
     return copy;
 }
 
@@ -467,11 +486,25 @@ struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms)
     return got;
 }
 
+static void set_changes(nacos_engine *e, const struct event *ev)
+{
+    nacos_event *now = &e->current;
+    bool failed = false;
+    e->current_changes = hosts_diff(ev->seen, ev->hosts, &now->change_count, &failed);
+    if (failed)
+        now->error = (nacos_error){.code = NACOS_NOMEM, .message = "out of memory"};
+    now->changes = e->current_changes;
+    now->first = !ev->seen;
+    now->held = ev->held;
+}
+
 const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
 {
     if ((timeout_ms == 0 && !atomic_load_explicit(&e->pending, memory_order_acquire)) || nacos_engine_forked(e))
         return NULL;
     event_free(e->current_event);
+    free(e->current_changes);
+    e->current_changes = NULL;
     struct event *ev = e->current_event = engine_take(e, id, timeout_ms);
     if (!ev)
         return NULL;
@@ -488,6 +521,12 @@ const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
         memcpy(v->md5, ev->value->md5, sizeof v->md5);
         memcpy(v->type, ev->value->type, sizeof v->type);
     }
+    if (ev->hosts)
+        e->current.hosts = &ev->hosts->view;
+    if (ev->kind == NACOS_EVENT_SERVICE)
+        set_changes(e, ev);
+    e->current.exit_code = ev->exit_code;
+    e->current.exit_signal = ev->exit_signal;
     return &e->current;
 }
 

@@ -22,6 +22,7 @@
 #include <stdatomic.h>
 #include <uv.h>
 
+#include "engine/hosts.h"
 #include "engine/http.h"
 #include "engine/timer.h"
 #include "nacos.h"
@@ -50,6 +51,10 @@ struct event {
     double confirmed;
     nacos_error *error;
     struct value *value;
+    struct hosts *hosts;
+    struct hosts *seen; /* what the host knew before this: a slot's last delivered list */
+    size_t held;
+    int exit_code, exit_signal;
 };
 
 /** A job for the loop; run() owns it. */
@@ -69,6 +74,7 @@ struct nacos_engine {
     struct http *http;
     struct nacos_client *clients; /* the loop's */
     struct sigwatch *signals;     /* the loop's */
+    struct process *processes;    /* the loop's */
     bool stopping;                /* the loop's */
     int forks;                    /* fork generation at birth */
 
@@ -87,6 +93,7 @@ struct nacos_engine {
     /* the host's */
     nacos_event current;
     struct event *current_event; /* what `current` points into */
+    nacos_change *current_changes;
     struct value *peeked;
 };
 
@@ -107,6 +114,9 @@ void engine_withdraw_locked(nacos_engine *e, uint64_t id);
  * for its caller: a binding's garbage collector may close a client while the host still reads the event of its last nacos_wait().
  */
 struct event *engine_take(nacos_engine *e, uint64_t id, int timeout_ms);
+
+/** A client has ended: a stopping engine waits for the last. */
+void engine_client_gone(nacos_engine *e);
 
 double unix_now(void);
 

@@ -127,6 +127,13 @@ static void fail(struct http_call *c, enum http_outcome outcome, const char *why
     snprintf(c->response.why, sizeof c->response.why, "%.190s", why);
 }
 
+static void copy_info(CURL *easy, CURLINFO info, char *out, size_t size)
+{
+    const char *text = NULL;
+    if (curl_easy_getinfo(easy, info, &text) == CURLE_OK && text)
+        snprintf(out, size, "%s", text);
+}
+
 /** Turns curl's verdict into ours. */
 static void conclude(struct http_call *c, CURLcode code)
 {
@@ -134,6 +141,8 @@ static void conclude(struct http_call *c, CURLcode code)
     long status = 0;
     curl_easy_getinfo(c->easy, CURLINFO_RESPONSE_CODE, &status);
     r->status = (int)status;
+    copy_info(c->easy, CURLINFO_PRIMARY_IP, r->ip, sizeof r->ip);
+    copy_info(c->easy, CURLINFO_LOCAL_IP, r->local_ip, sizeof r->local_ip);
     if (code == CURLE_OK && status >= 100 && !c->headers_whole)
         code = CURLE_PARTIAL_FILE;
     if (code == CURLE_OK && status >= 100) {

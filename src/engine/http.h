@@ -24,9 +24,10 @@ struct http_response {
     enum http_outcome outcome;
     int status;
     struct buf body;
-    char content_md5[40]; /* the header Content-MD5 */
-    char config_type[24]; /* the header Config-Type */
-    char why[192];        /* unless HTTP_ANSWERED: what went wrong, without the server's name */
+    char content_md5[40];      /* the header Content-MD5 */
+    char config_type[24];      /* the header Config-Type */
+    char ip[46], local_ip[46]; /* of the two ends of the connection, as far as there was one */
+    char why[192];             /* unless HTTP_ANSWERED: what went wrong, without the server's name */
 };
 
 struct http_tls {

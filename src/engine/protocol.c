@@ -1,7 +1,6 @@
 /** protocol.c: what every dialect needs: questions, the failures that look the same everywhere, logins. */
 #include "engine/protocol.h"
 
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +33,19 @@ void question_free(struct question *q)
 {
     buf_free(&q->target);
     buf_free(&q->body);
+}
+
+json_t *pairs_json(const nacos_pair *pairs, size_t count)
+{
+    json_t *j = json_object();
+    bool ok = j != NULL;
+    for (size_t i = 0; i < count && ok; i++)
+        ok = json_object_set_new(j, pairs[i].name, json_string(pairs[i].value)) == 0;
+    if (!ok) {
+        json_decref(j);
+        j = NULL;
+    }
+    return j;
 }
 
 bool body_is(const struct http_response *r, const char *text)

@@ -1,9 +1,9 @@
 /** protocol_v1: the HTTP API of 0.8 to 3.1, and the two calls of v3 that replace what 3.x took out of it. */
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/digest.h"
+#include "engine/hosts.h"
 #include "engine/protocol.h"
 
 #define WORD "\x02"
@@ -238,6 +238,229 @@ static void v1_listen(struct question *q, const char *ns, int64_t hold_ms, bool 
     buf_form(&q->body, "Listening-Configs", "");
 }
 
+/* ---- services ------------------------------------------------------------------------------------------------------------ */
+
+/** What servers say of something that is not there: 2.5 with 404 or 400, 2.3 and older with 500. */
+static bool says_absent(const struct http_response *r)
+{
+    static const char *const words[] = {"no matched ip found", "no ips found", "instance not found",
+                                        "service not found",   "is not found", NULL};
+    if (body_has(r, "No endpoint") || body_has(r, "no such api"))
+        return false;
+    for (int i = 0; words[i]; i++)
+        if (body_has(r, words[i]))
+            return true;
+    return body_has(r, "no service") && body_has(r, "found");
+}
+
+/** A 500 of 2.3 and older that means "this request is wrong", as newer ones say with 400: every other server would answer the same.
+ */
+static bool says_refused(const struct http_response *r)
+{
+    static const char *const words[] = {"errCode: 4",   "is required", "is illegal",     "illegal", "nvalid", "already exist",
+                                        "is not empty", "heart beat",  "can't register", "weight",  NULL};
+    if (!body_has(r, "caused:"))
+        return false;
+    for (int i = 0; words[i]; i++)
+        if (body_has(r, words[i]))
+            return true;
+    return false;
+}
+
+static enum verdict judge_naming_failure(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    int status = r->outcome == HTTP_ANSWERED ? r->status : 0;
+    if ((status == 404 || status == 400 || status == 500) && says_absent(r)) {
+        judge_failure(q, r, err); /* for its words */
+        err->code = NACOS_NOT_FOUND;
+        return VERDICT_ANSWER;
+    }
+    enum verdict v = judge_failure(q, r, err);
+    if (status == 500 && says_refused(r)) {
+        err->code = NACOS_REFUSED;
+        v = VERDICT_ANSWER;
+    }
+    return v;
+}
+
+static enum verdict judge_ok(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    if (r->outcome == HTTP_ANSWERED && r->status == 200) {
+        if (body_is(r, "ok"))
+            return VERDICT_ANSWER;
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT,
+                      "what answered is not a Nacos server; check address, port and proxy");
+    }
+    return judge_naming_failure(q, r, err);
+}
+
+static enum verdict judge_naming_json(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    return r->outcome == HTTP_ANSWERED && r->status == 200 ? judge_json(q, r, err) : judge_naming_failure(q, r, err);
+}
+
+static bool v1_beat_answer(const struct http_response *r, struct beat_answer *out)
+{
+    json_t *j = json_loadb(r->body.data ? r->body.data : "", r->body.len, 0, NULL);
+    json_t *interval = json_object_get(j, "clientBeatInterval");
+    *out = (struct beat_answer){.unknown = json_integer_value(json_object_get(j, "code")) == 20404,
+                                .light = json_is_true(json_object_get(j, "lightBeatEnabled")),
+                                .interval_ms = json_integer_value(interval)};
+    json_decref(j);
+    return json_is_integer(interval) || out->unknown;
+}
+
+static enum verdict judge_beat(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    struct beat_answer answer;
+    if (r->outcome == HTTP_ANSWERED && r->status == 200) {
+        if (v1_beat_answer(r, &answer))
+            return VERDICT_ANSWER;
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is not that to a beat");
+    }
+    return judge_naming_failure(q, r, err);
+}
+
+/** Parameters stand in the query, always: 1.4.8 does not see those in the body of a POST. */
+static void service_question(struct question *q, const char *method, const char *path, const char *verb, const struct key *k)
+{
+    question_init(q, method, path, verb);
+    q->naming = true;
+    q->key = *k;
+    q->judge = judge_ok;
+    buf_form(&q->target, "serviceName", k->data_id);
+    buf_form(&q->target, "groupName", k->group);
+    buf_form(&q->target, "namespaceId", *k->ns ? k->ns : NULL);
+}
+
+static void add_place(struct buf *b, const nacos_instance *i)
+{
+    buf_form(b, "ip", i->ip);
+    buf_printf(b, "&port=%d", i->port);
+    buf_form(b, "clusterName", i->cluster && *i->cluster ? i->cluster : "DEFAULT");
+    buf_puts(b, i->ephemeral ? "&ephemeral=true" : "&ephemeral=false");
+}
+
+/** A form field with a JSON value; takes the reference. */
+static void add_json(struct buf *b, const char *name, json_t *j)
+{
+    char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+    if (text)
+        buf_form(b, name, text);
+    else
+        b->failed = true;
+    free(text);
+    json_decref(j);
+}
+
+static void add_details(struct buf *b, const nacos_instance *i)
+{
+    buf_printf(b, "&weight=%.15g", i->weight);
+    buf_puts(b, i->enabled ? "&enabled=true" : "&enabled=false");
+    buf_puts(b, i->healthy ? "&healthy=true" : "&healthy=false");
+    if (i->metadata_count)
+        add_json(b, "metadata", pairs_json(i->metadata, i->metadata_count));
+}
+
+static void v1_register(struct question *q, const struct key *k, const nacos_instance *i)
+{
+    service_question(q, "POST", "/v1/ns/instance?", "register", k);
+    add_place(&q->target, i);
+    add_details(&q->target, i);
+}
+
+static void v1_deregister(struct question *q, const struct key *k, const nacos_instance *i)
+{
+    service_question(q, "DELETE", "/v1/ns/instance?", "deregister", k);
+    add_place(&q->target, i);
+}
+
+static void v1_modify(struct question *q, const struct key *k, const nacos_instance *i)
+{
+    service_question(q, "PUT", "/v1/ns/instance?", "modify", k);
+    add_place(&q->target, i);
+    add_details(&q->target, i);
+}
+
+static void v1_get_instance(struct question *q, const struct key *k, const nacos_instance *i)
+{
+    service_question(q, "GET", "/v1/ns/instance?", "read an instance of", k);
+    add_place(&q->target, i);
+    q->judge = judge_naming_json;
+}
+
+static struct hosts *v1_instance_answer(const struct http_response *r)
+{
+    struct buf list;
+    buf_init(&list, r->body.len + 32);
+    buf_puts(&list, "{\"hosts\":[");
+    buf_append(&list, r->body.data, r->body.len);
+    buf_puts(&list, "]}");
+    struct hosts *h = list.failed ? NULL : hosts_parse(list.data, list.len);
+    buf_free(&list);
+    return h;
+}
+
+static void v1_beat(struct question *q, const struct key *k, const nacos_instance *i, int64_t period_ms, bool light)
+{
+    const char *cluster = i->cluster && *i->cluster ? i->cluster : "DEFAULT";
+    service_question(q, "PUT", "/v1/ns/instance/beat?", "send a beat for", k);
+    add_place(&q->target, i);
+    q->judge = judge_beat;
+    if (light)
+        return;
+    /* 2.x takes the service from here: without its group the beat would be lost, with the answer that all is well */
+    char grouped[800];
+    snprintf(grouped, sizeof grouped, "%s@@%s", k->group, k->data_id);
+    add_json(&q->target, "beat",
+             json_pack("{s:s, s:s, s:i, s:s, s:f, s:o, s:b, s:b, s:I}", "serviceName", grouped, "ip", i->ip, "port", i->port,
+                       "cluster", cluster, "weight", i->weight, "metadata", pairs_json(i->metadata, i->metadata_count), "ephemeral",
+                       1, "scheduled", 0, "period", (json_int_t)period_ms));
+}
+
+static void v1_list_instances(struct question *q, const struct key *k, const char *clusters, bool healthy_only,
+                              const struct push_address *push)
+{
+    service_question(q, "GET", "/v1/ns/instance/list?", "list the instances of", k);
+    buf_form(&q->target, "clusters", clusters && *clusters ? clusters : NULL);
+    buf_puts(&q->target, healthy_only ? "&healthyOnly=true" : "&healthyOnly=false");
+    if (push && push->port) {
+        buf_printf(&q->target, "&udpPort=%d", push->port);
+        buf_form(&q->target, "clientIP", push->ip);
+    }
+    q->judge = judge_naming_json;
+}
+
+static void v1_put_service(struct question *q, const struct key *k, const nacos_service_settings *o, bool update)
+{
+    service_question(q, update ? "PUT" : "POST", "/v1/ns/service?", update ? "update" : "create", k);
+    buf_printf(&q->target, "&protectThreshold=%.15g", o->protect_threshold);
+    if (o->metadata_count)
+        add_json(&q->target, "metadata", pairs_json(o->metadata, o->metadata_count));
+    buf_form(&q->target, "selector", o->selector);
+}
+
+static void v1_get_service(struct question *q, const struct key *k)
+{
+    service_question(q, "GET", "/v1/ns/service?", "read the service", k);
+    q->judge = judge_naming_json;
+}
+
+static void v1_remove_service(struct question *q, const struct key *k)
+{
+    service_question(q, "DELETE", "/v1/ns/service?", "remove the service", k);
+}
+
+static void v1_list_services(struct question *q, const struct key *k, int page, int page_size)
+{
+    question_init(q, "GET", "/v1/ns/service/list?", "list services");
+    q->naming = true;
+    buf_printf(&q->target, "pageNo=%d&pageSize=%d", page, page_size);
+    buf_form(&q->target, "groupName", k->group);
+    buf_form(&q->target, "namespaceId", *k->ns ? k->ns : NULL);
+    q->judge = judge_naming_json;
+}
+
 const struct protocol protocol_v1 = {
     .name = "v1",
     .read = v1_read,
@@ -248,6 +471,18 @@ const struct protocol protocol_v1 = {
     .listen = v1_listen,
     .listen_add = v1_listen_add,
     .listen_changed = v1_listen_changed,
+    .register_instance = v1_register,
+    .deregister_instance = v1_deregister,
+    .modify_instance = v1_modify,
+    .get_instance = v1_get_instance,
+    .instance_answer = v1_instance_answer,
+    .beat = v1_beat,
+    .beat_answer = v1_beat_answer,
+    .list_instances = v1_list_instances,
+    .put_service = v1_put_service,
+    .get_service = v1_get_service,
+    .remove_service = v1_remove_service,
+    .list_services = v1_list_services,
 };
 
 const struct protocol protocol_v3_admin = {.name = "v3", .list = v3_list, .version = v3_version};

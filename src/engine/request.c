@@ -16,8 +16,8 @@ struct request {
     struct nacos_client *client;
     struct request *prev, *next; /* in client->requests */
     struct question q;
-    char *data_id, *group; /* what q.key points to */
-    bool direct;           /* one given origin, no token */
+    char *data_id, *group, *ns; /* what q.key points to */
+    bool direct;                /* one given origin, no token */
     bool context;
     int64_t deadline;
     request_done done;
@@ -32,6 +32,7 @@ struct request {
     unsigned generation;
     int again;           /* times it was told to come back in a moment */
     bool relogged;       /* it has had its second chance */
+    bool proxied;        /* the last attempt went through a proxy */
     uint64_t token_used; /* generation of the token in the last attempt */
     char origin[128];
     nacos_error error; /* of the last server that failed */
@@ -60,6 +61,7 @@ static void free_request(struct request *r)
     question_free(&r->q);
     free(r->data_id);
     free(r->group);
+    free(r->ns);
     free(r);
 }
 
@@ -100,6 +102,18 @@ void request_fail(struct request *r, nacos_code code, const char *why)
 {
     set_error(r, code, why);
     end(r, NULL, &r->error);
+}
+
+void requests_fail(struct nacos_client *c, nacos_code code, const char *why)
+{
+    for (struct request *r = c->requests; r;) {
+        if (r->q.lasting) {
+            r = r->next;
+        } else {
+            request_fail(r, code, why);
+            r = c->requests; /* its end may have ended others */
+        }
+    }
 }
 
 void request_cancel(struct request *r)
@@ -147,6 +161,8 @@ static void on_response(void *arg, struct http_response *resp)
     }
     if (!r->direct)
         servers_worked(&c->servers, r->origin);
+    if (!r->proxied)
+        servers_note_addresses(&c->servers, r->origin, resp->ip, resp->local_ip);
     client_note(c, r->origin, NULL);
     if (v == VERDICT_ANSWER && !r->direct)
         auth_accepted(&c->auth, r->token_used);
@@ -201,6 +217,21 @@ static int sign(const struct request *r, char lines[3][200])
     return 3;
 }
 
+/** The same for services, as parameters: ak, data = time "@@" group "@@" service, signature of data. */
+static void sign_query(const struct request *r, struct buf *target)
+{
+    const struct nacos_client *c = r->client;
+    char data[900], signature[32];
+    int n = snprintf(data, sizeof data, "%lld", (long long)(unix_now() * 1000));
+    if (r->q.key.data_id)
+        snprintf(data + n, sizeof data - (size_t)n, "@@%s@@%s", r->q.key.group, r->q.key.data_id);
+    if (!hmac_sha1_base64(c->sk, data, strlen(data), signature))
+        return;
+    buf_form(target, "ak", c->ak);
+    buf_form(target, "data", data);
+    buf_form(target, "signature", signature);
+}
+
 /** How long this attempt may take: an equal share of what is left for it and each server not yet tried. */
 static int64_t share(const struct request *r, int64_t left)
 {
@@ -227,12 +258,15 @@ static void ask(struct request *r, const char *token, int64_t left)
         headers[n++] = "Content-Type: application/x-www-form-urlencoded; charset=UTF-8";
     if (token && buf_printf(&token_line, "accessToken: %s", token))
         headers[n++] = token_line.data;
-    if (c->ak && c->sk && !r->direct)
+    bool signs = c->ak && c->sk && !r->direct;
+    if (signs && !r->q.naming)
         for (int i = 0, count = sign(r, signature); i < count; i++)
             headers[n++] = signature[i];
     headers[n] = NULL;
     buf_puts(&target, r->context ? c->context_path : "");
     buf_append(&target, r->q.target.data, r->q.target.len);
+    if (signs && r->q.naming)
+        sign_query(r, &target);
     bool https = strncmp(r->origin, "https:", 6) == 0;
     struct http_spec spec = {
         .method = r->q.method,
@@ -252,6 +286,7 @@ static void ask(struct request *r, const char *token, int64_t left)
         .proxy = https ? c->proxy_https : c->proxy_http,
         .max_response = c->max_response,
     };
+    r->proxied = spec.proxy != NULL;
     bool fits = !target.failed && !token_line.failed && !r->q.target.failed && !r->q.body.failed;
     if (fits)
         r->call = http_start(c->engine->http, &spec, on_response, r);
@@ -332,9 +367,9 @@ static struct request *start(struct nacos_client *c, struct question *q, const c
     if (q->key.data_id) {
         r->q.key.data_id = r->data_id = strdup(q->key.data_id);
         r->q.key.group = r->group = strdup(q->key.group);
-        r->q.key.ns = c->ns;
+        r->q.key.ns = r->ns = strdup(q->key.ns);
     }
-    if (q->key.data_id && (!r->data_id || !r->group)) {
+    if (q->key.data_id && (!r->data_id || !r->group || !r->ns)) {
         free_request(r);
         return NULL;
     }

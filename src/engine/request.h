@@ -24,6 +24,8 @@ struct request *request_start(struct nacos_client *c, struct question *q, int64_
 struct request *request_start_at(struct nacos_client *c, struct question *q, const char *origin, bool context, int64_t timeout_ms,
                                  request_done done, void *arg);
 void request_cancel(struct request *r);
+/** Ends all of the client with this error, but for the lasting ones. */
+void requests_fail(struct nacos_client *c, nacos_code code, const char *why);
 /** Ends it with this error, through `done`. */
 void request_fail(struct request *r, nacos_code code, const char *why);
 /** What to say should the time of this request run out while it waits for the login. */

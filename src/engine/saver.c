@@ -1,5 +1,6 @@
 #include "engine/saver.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,19 +11,26 @@
 #define PATIENCE_MS 1000 /* most that reads under way may put it off */
 #define SHUT_MS 60
 #define SNAPS_MAX 20000
+#define NAME_MAX_BYTES 2600 /* a service of 512 bytes, percent-encoded, and its clusters are the longest */
 
 struct snap {
     UT_hash_handle hh;
     struct snap *dirty_next;
     struct value *pending; /* to be written; NULL: clean */
     char md5[33];          /* of the file, as far as we wrote it */
-    const char *group;
-    char name[]; /* key_name() */
+    struct key key;        /* points into the name */
+    char name[];           /* as name_of() makes it */
 };
 
-void saver_init(struct saver *s, struct nacos_client *c)
+bool saver_wanted(const struct nacos_client *c, int flags)
+{
+    return flags & NACOS_USE_SNAPSHOT || (flags == 0 && !c->no_snapshot);
+}
+
+void saver_init(struct saver *s, struct nacos_client *c, const char *folder)
 {
     s->client = c;
+    s->folder = folder;
     s->dirty_end = &s->dirty;
 }
 
@@ -37,10 +45,20 @@ static void forget_clean(struct saver *s)
     }
 }
 
+/** dataId NUL group NUL namespace NUL. Returns its length; 0: longer than `size`. */
+static size_t name_of(char *out, size_t size, const struct key *k)
+{
+    size_t n = key_name(out, size, k), ns = strlen(k->ns) + 1;
+    if (!n || n + ns > size)
+        return 0;
+    memcpy(out + n, k->ns, ns);
+    return n + ns;
+}
+
 static struct snap *find(struct saver *s, const struct key *k, bool make)
 {
-    char name[KEY_NAME_MAX];
-    size_t n = key_name(name, sizeof name, k);
+    char name[NAME_MAX_BYTES];
+    size_t n = name_of(name, sizeof name, k);
     struct snap *p = NULL;
     if (n)
         HASH_FIND(hh, s->snaps, name, n, p);
@@ -51,22 +69,31 @@ static struct snap *find(struct saver *s, const struct key *k, bool make)
     p = calloc(1, sizeof *p + n);
     if (p) {
         memcpy(p->name, name, n);
-        p->group = p->name + strlen(p->name) + 1;
+        p->key.data_id = p->name;
+        p->key.group = p->name + strlen(p->name) + 1;
+        p->key.ns = p->key.group + strlen(p->key.group) + 1;
         HASH_ADD_KEYPTR(hh, s->snaps, p->name, n, p);
     }
     return p;
+}
+
+static const char *base_of(const struct saver *s, char out[PATH_MAX])
+{
+    snprintf(out, PATH_MAX, "%s%s", s->client->snapshot_base, s->folder);
+    return out;
 }
 
 static void write_one(struct saver *s)
 {
     struct nacos_client *c = s->client;
     struct snap *p = s->dirty;
+    char base[PATH_MAX];
     s->dirty = p->dirty_next;
     if (!s->dirty)
         s->dirty_end = &s->dirty;
     struct value *v = p->pending;
     p->pending = NULL;
-    bool ok = snapshot_write(c->snapshot_base, p->name, p->group, c->ns, v->data, v->len, c->log);
+    bool ok = snapshot_write(base_of(s, base), p->key.data_id, p->key.group, p->key.ns, v->data, v->len, c->log);
     snprintf(p->md5, sizeof p->md5, "%s", ok ? v->md5 : "");
     value_unref(v);
 }
@@ -103,6 +130,7 @@ void saver_note(struct saver *s, const struct key *k, struct value *v)
 void saver_remove(struct saver *s, const struct key *k)
 {
     struct nacos_client *c = s->client;
+    char base[PATH_MAX];
     struct snap *p = find(s, k, false);
     if (p && p->pending) {
         struct snap **at = &s->dirty;
@@ -116,13 +144,14 @@ void saver_remove(struct saver *s, const struct key *k)
     }
     if (p)
         p->md5[0] = 0;
-    snapshot_remove(c->snapshot_base, k->data_id, k->group, c->ns, c->log);
+    snapshot_remove(base_of(s, base), k->data_id, k->group, k->ns, c->log);
 }
 
 struct value *saver_read(struct saver *s, const struct key *k)
 {
     struct snap *p = find(s, k, false);
-    return p && p->pending ? value_ref(p->pending) : config_file(s->client, s->client->snapshot_base, k);
+    char base[PATH_MAX];
+    return p && p->pending ? value_ref(p->pending) : config_file(s->client, base_of(s, base), k);
 }
 
 void saver_forget(struct saver *s)

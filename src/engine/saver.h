@@ -16,6 +16,7 @@ struct snap;
 
 struct saver {
     struct nacos_client *client;
+    const char *folder; /* below the snapshot folder; "" or "/naming" */
     struct snap *snaps; /* what the files hold, by name */
     struct snap *dirty; /* those to be written, oldest first */
     struct snap **dirty_end;
@@ -23,7 +24,9 @@ struct saver {
     struct timer timer;
 };
 
-void saver_init(struct saver *s, struct nacos_client *c);
+void saver_init(struct saver *s, struct nacos_client *c, const char *folder);
+/** May a request with these bits (see nacos_get_config()) fall back to the snapshot, and renew it? */
+bool saver_wanted(const struct nacos_client *c, int flags);
 /** A server gave this value. */
 void saver_note(struct saver *s, const struct key *k, struct value *v);
 /** A server said that it does not exist: the file goes at once. */

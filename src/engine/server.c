@@ -157,3 +157,20 @@ void servers_worked(struct servers *s, const char *origin)
     v->rest_until = 0;
     s->current = (int)(v - s->list);
 }
+
+void servers_note_addresses(struct servers *s, const char *origin, const char *ip, const char *local_ip)
+{
+    struct server *v = servers_find(s, origin);
+    if (v && *ip && *local_ip) {
+        snprintf(v->ip, sizeof v->ip, "%s", ip);
+        snprintf(v->local_ip, sizeof v->local_ip, "%s", local_ip);
+    }
+}
+
+bool servers_know_ip(const struct servers *s, const char *ip)
+{
+    for (int i = 0; i < s->count; i++)
+        if (strcmp(s->list[i].ip, ip) == 0)
+            return true;
+    return false;
+}

@@ -12,8 +12,10 @@
 #define SERVERS_MAX 32
 
 struct server {
-    char origin[128];   /* "http://host:port" */
-    char version[32];   /* as it names it; empty: not asked yet */
+    char origin[128]; /* "http://host:port" */
+    char version[32]; /* as it names it; empty: not asked yet */
+    char ip[46];      /* its address, and ours towards it; empty: no answer yet, or by a proxy */
+    char local_ip[46];
     int64_t rest_until; /* monotonic ms; it failed and others come first until then */
     int failures;       /* in a row */
 };
@@ -33,6 +35,10 @@ bool server_parse(const char *address, size_t n, int port, char origin[128], nac
 int servers_pick(struct servers *s, uint32_t tried, int64_t now);
 void servers_failed(struct servers *s, const char *origin, int64_t now);
 void servers_worked(struct servers *s, const char *origin);
+/** The addresses of both ends of a connection to it. */
+void servers_note_addresses(struct servers *s, const char *origin, const char *ip, const char *local_ip);
+/** True if one of the servers has answered from this address. */
+bool servers_know_ip(const struct servers *s, const char *ip);
 struct server *servers_find(struct servers *s, const char *origin);
 
 #endif

@@ -15,6 +15,7 @@
 #define ENGINE "nacos.engine"
 #define CLIENT "nacos.client"
 #define WATCH "nacos.watch"
+#define SUBSCRIPTION "nacos.subscription"
 #define ERROR "nacos.error"
 
 #define EXPORT __attribute__((visibility("default")))
@@ -34,6 +35,11 @@ struct client_ud {
 
 struct watch_ud {
     nacos_watch *w;
+    struct client_ud *client; /* likewise */
+};
+
+struct subscription_ud {
+    nacos_subscription *s;
     struct client_ud *client; /* likewise */
 };
 
@@ -96,9 +102,17 @@ static int to_ms(lua_State *L, int arg)
 
 /* ---- values -------------------------------------------------------------------------------------------------------------- */
 
+static void set_source(lua_State *L, nacos_source source)
+{
+    static const char *const names[] = {NULL, "server", "failover", "snapshot"};
+    if (source) {
+        lua_pushstring(L, names[source]);
+        lua_setfield(L, -2, "source");
+    }
+}
+
 static void set_value(lua_State *L, const nacos_value *v)
 {
-    static const char *const sources[] = {NULL, "server", "failover", "snapshot"};
     if (v->data) {
         lua_pushlstring(L, v->data, v->len);
         lua_setfield(L, -2, "content");
@@ -111,10 +125,7 @@ static void set_value(lua_State *L, const nacos_value *v)
         lua_pushstring(L, v->type);
         lua_setfield(L, -2, "type");
     }
-    if (v->source) {
-        lua_pushstring(L, sources[v->source]);
-        lua_setfield(L, -2, "source");
-    }
+    set_source(L, v->source);
     if (v->confirmed > 0) {
         lua_pushnumber(L, v->confirmed);
         lua_setfield(L, -2, "confirmed");
@@ -123,9 +134,72 @@ static void set_value(lua_State *L, const nacos_value *v)
     lua_setfield(L, -2, "version");
 }
 
+static void push_instance(lua_State *L, const nacos_instance *i)
+{
+    lua_createtable(L, 0, 11); /* with the two that Lua adds */
+    lua_pushstring(L, i->ip);
+    lua_setfield(L, -2, "ip");
+    lua_pushinteger(L, i->port);
+    lua_setfield(L, -2, "port");
+    lua_pushstring(L, i->cluster);
+    lua_setfield(L, -2, "cluster_name");
+    lua_pushnumber(L, i->weight);
+    lua_setfield(L, -2, "weight");
+    lua_pushboolean(L, i->healthy);
+    lua_setfield(L, -2, "healthy");
+    lua_pushboolean(L, i->enabled);
+    lua_setfield(L, -2, "enabled");
+    lua_pushboolean(L, i->ephemeral);
+    lua_setfield(L, -2, "ephemeral");
+    if (i->id) {
+        lua_pushstring(L, i->id);
+        lua_setfield(L, -2, "instance_id");
+    }
+    lua_createtable(L, 0, (int)i->metadata_count);
+    for (size_t k = 0; k < i->metadata_count; k++) {
+        lua_pushstring(L, i->metadata[k].value);
+        lua_setfield(L, -2, i->metadata[k].name);
+    }
+    lua_setfield(L, -2, "metadata");
+}
+
+/** Sets what an event says about a list as a whole. */
+static void set_hosts(lua_State *L, const nacos_hosts *h)
+{
+    lua_pushinteger(L, (lua_Integer)h->skipped);
+    lua_setfield(L, -2, "skipped");
+    lua_pushboolean(L, h->protection);
+    lua_setfield(L, -2, "protection");
+    lua_pushinteger(L, (lua_Integer)h->ref_time);
+    lua_setfield(L, -2, "ref_time");
+    lua_pushnumber(L, (lua_Number)h->cache_ms / 1000);
+    lua_setfield(L, -2, "cache_seconds");
+}
+
+/** A reply carries the list, a followed service its changes only: the host keeps the tables it got. */
+static void set_changes(lua_State *L, const nacos_event *ev)
+{
+    static const char *const kinds[] = {"ADDED", "MODIFIED", "DELETED"};
+    lua_createtable(L, (int)ev->change_count, 0);
+    for (size_t k = 0; k < ev->change_count; k++) {
+        const nacos_change *c = &ev->changes[k];
+        lua_createtable(L, 0, 2);
+        lua_pushstring(L, kinds[c->kind]);
+        lua_setfield(L, -2, "kind");
+        push_instance(L, c->now ? c->now : c->before);
+        lua_setfield(L, -2, "instance");
+        lua_rawseti(L, -2, (lua_Integer)k + 1);
+    }
+    lua_setfield(L, -2, "changes");
+    lua_pushboolean(L, ev->first);
+    lua_setfield(L, -2, "first");
+    lua_pushinteger(L, (lua_Integer)ev->held);
+    lua_setfield(L, -2, "held");
+}
+
 static int push_event(lua_State *L, const nacos_event *ev)
 {
-    static const char *const kinds[] = {"reply", "config", "timer", "signal", "trouble"};
+    static const char *const kinds[] = {"reply", "config", "service", "timer", "signal", "exit", "trouble"};
     lua_createtable(L, 0, 8);
     lua_pushinteger(L, (lua_Integer)ev->id);
     lua_setfield(L, -2, "id");
@@ -137,6 +211,20 @@ static int push_event(lua_State *L, const nacos_event *ev)
     }
     if (ev->kind == NACOS_EVENT_REPLY || ev->kind == NACOS_EVENT_CONFIG)
         set_value(L, &ev->value);
+    if (ev->hosts)
+        set_hosts(L, ev->hosts);
+    if (ev->hosts && ev->kind == NACOS_EVENT_REPLY) {
+        lua_createtable(L, (int)ev->hosts->count, 0);
+        for (size_t k = 0; k < ev->hosts->count; k++) {
+            push_instance(L, &ev->hosts->list[k]);
+            lua_rawseti(L, -2, (lua_Integer)k + 1);
+        }
+        lua_setfield(L, -2, "hosts");
+    }
+    if (ev->kind == NACOS_EVENT_SERVICE) {
+        set_source(L, ev->value.source);
+        set_changes(L, ev);
+    }
     return 1;
 }
 
@@ -298,6 +386,8 @@ static nacos_options check_options(lua_State *L, int t)
         .poll_timeout_ms = (int)(number_field(L, t, "pulling_timeout") * 1000),
         .poll_batch = (int)number_field(L, t, "pulling_config_size"),
         .max_response = (size_t)number_field(L, t, "max_response_size"),
+        .push_port = bool_field(L, t, "push", 1) ? (int)number_field(L, t, "push_port") : -1,
+        .push_ip = text_field(L, t, "push_ip"),
     };
 }
 
@@ -321,11 +411,13 @@ static int engine_client(lua_State *L)
     return 2;
 }
 
+/** client:close([deregister = true]); as __close it is given an error, or nil. */
 static int client_close(lua_State *L)
 {
     struct client_ud *u = luaL_checkudata(L, 1, CLIENT);
+    bool stay = lua_isboolean(L, 2) && !lua_toboolean(L, 2);
     if (u->c && u->engine->e)
-        nacos_client_close(u->c);
+        nacos_client_close(u->c, !stay);
     u->c = NULL;
     return 0;
 }
@@ -341,15 +433,21 @@ static int client_configure(lua_State *L)
     return 1;
 }
 
-/** client:get(data_id, group, timeout [, how]) */
-static int client_get(lua_State *L)
+/** How to read: the last argument of client:get() and client:instances(). */
+static int check_how(lua_State *L, int arg)
 {
     static const char *const hows[] = {"", "no_snapshot", "server_only", "use_snapshot", NULL};
     static const int flags[] = {0, NACOS_NO_SNAPSHOT, NACOS_SERVER_ONLY, NACOS_USE_SNAPSHOT};
+    return flags[luaL_checkoption(L, arg, "", hows)];
+}
+
+/** client:get(data_id, group, timeout [, how]) */
+static int client_get(lua_State *L)
+{
     const char *data_id = luaL_checkstring(L, 2), *group = luaL_checkstring(L, 3);
-    int ms = to_ms(L, 4), how = luaL_checkoption(L, 5, "", hows);
+    int ms = to_ms(L, 4), flags = check_how(L, 5);
     nacos_client *c = to_client(L);
-    return c ? push_id(L, nacos_get_config(c, data_id, group, ms, flags[how])) : 2;
+    return c ? push_id(L, nacos_get_config(c, data_id, group, ms, flags)) : 2;
 }
 
 /** client:publish(data_id, group, content, timeout, fields) */
@@ -412,7 +510,7 @@ static int client_status(lua_State *L)
         return 2;
     nacos_status s;
     nacos_client_status(c, &s);
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, 18);
     if (s.server[0]) {
         lua_pushstring(L, s.server);
         lua_setfield(L, -2, "server");
@@ -426,7 +524,14 @@ static int client_status(lua_State *L)
                    {"polls", (uint64_t)s.polls},
                    {"requests", s.requests},
                    {"failures", s.failures},
-                   {"logins", s.logins}};
+                   {"logins", s.logins},
+                   {"instances", (uint64_t)s.instances},
+                   {"subscriptions", (uint64_t)s.subscriptions},
+                   {"beats", s.beats},
+                   {"reregistrations", s.reregistrations},
+                   {"pushes", s.pushes},
+                   {"pushes_dropped", s.pushes_dropped},
+                   {"entries_skipped", s.entries_skipped}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         lua_pushinteger(L, (lua_Integer)numbers[i].n);
         lua_setfield(L, -2, numbers[i].name);
@@ -497,6 +602,192 @@ static int watch_peek(lua_State *L)
     return 1;
 }
 
+/* ---- services ------------------------------------------------------------------------------------------------------------ */
+
+/** The service { name=, group=, ns= }. */
+static nacos_service check_service(lua_State *L, int t)
+{
+    luaL_checktype(L, t, LUA_TTABLE);
+    return (nacos_service){.name = text_field(L, t, "name"), .group = text_field(L, t, "group"), .ns = text_field(L, t, "ns")};
+}
+
+/** The field `metadata` of a table as pairs. They live in a userdata that stays on the stack, the strings in the table. */
+static const nacos_pair *check_metadata(lua_State *L, int t, size_t *count)
+{
+    *count = 0;
+    lua_getfield(L, t, "metadata");
+    if (lua_isnil(L, -1))
+        return NULL;
+    luaL_checktype(L, -1, LUA_TTABLE);
+    int m = lua_gettop(L);
+    size_t n = 0;
+    for (lua_pushnil(L); lua_next(L, m); lua_pop(L, 1)) {
+        if (lua_type(L, -2) != LUA_TSTRING || lua_type(L, -1) != LUA_TSTRING)
+            luaL_argerror(L, t, "metadata is not a table of strings");
+        n++;
+    }
+    nacos_pair *pairs = lua_newuserdatauv(L, n * sizeof *pairs, 0);
+    for (lua_pushnil(L); lua_next(L, m); lua_pop(L, 1))
+        pairs[(*count)++] = (nacos_pair){lua_tostring(L, -2), lua_tostring(L, -1)};
+    return pairs;
+}
+
+/** The instance { ip=, port=, cluster=, weight=, … }; what is missing is as the server has it. Leaves values on the stack. */
+static nacos_instance check_instance(lua_State *L, int t)
+{
+    luaL_checktype(L, t, LUA_TTABLE);
+    lua_getfield(L, t, "weight");
+    nacos_instance i = {
+        .ip = text_field(L, t, "ip"),
+        .port = (int)number_field(L, t, "port"),
+        .cluster = text_field(L, t, "cluster"),
+        .weight = luaL_optnumber(L, -1, 1),
+        .healthy = bool_field(L, t, "healthy", 1),
+        .enabled = bool_field(L, t, "enabled", 1),
+        .ephemeral = bool_field(L, t, "ephemeral", 1),
+    };
+    lua_pop(L, 1);
+    luaL_argcheck(L, i.ip, t, "it has no ip");
+    i.metadata = check_metadata(L, t, &i.metadata_count);
+    return i;
+}
+
+/** client:register(service, instance, beat_seconds (0: the usual), timeout) */
+static int client_register(lua_State *L)
+{
+    int beat_ms = to_ms(L, 4), ms = to_ms(L, 5);
+    nacos_service s = check_service(L, 2);
+    nacos_instance i = check_instance(L, 3);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_register_instance(c, &s, &i, beat_ms, ms)) : 2;
+}
+
+/** client:NAME(service, instance, timeout) */
+#define INSTANCE_CALL(function, call)                                                                                              \
+    static int function(lua_State *L)                                                                                              \
+    {                                                                                                                              \
+        int ms = to_ms(L, 4);                                                                                                      \
+        nacos_service s = check_service(L, 2);                                                                                     \
+        nacos_instance i = check_instance(L, 3);                                                                                   \
+        nacos_client *c = to_client(L);                                                                                            \
+        return c ? push_id(L, call(c, &s, &i, ms)) : 2;                                                                            \
+    }
+
+INSTANCE_CALL(client_deregister, nacos_deregister_instance)
+INSTANCE_CALL(client_modify, nacos_modify_instance)
+INSTANCE_CALL(client_instance, nacos_get_instance)
+INSTANCE_CALL(client_beat, nacos_send_beat)
+
+/** client:instances(service, clusters | nil, healthy_only, timeout [, how]) */
+static int client_instances(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    const char *clusters = luaL_optstring(L, 3, NULL);
+    int healthy_only = lua_toboolean(L, 4), ms = to_ms(L, 5), flags = check_how(L, 6);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_list_instances(c, &s, clusters, healthy_only, flags, ms)) : 2;
+}
+
+/** client:put_service(service, { protect_threshold=, metadata=, selector= }, update, timeout) */
+static int client_put_service(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    luaL_checktype(L, 3, LUA_TTABLE);
+    nacos_service_settings o = {.protect_threshold = number_field(L, 3, "protect_threshold"),
+                                .selector = text_field(L, 3, "selector")};
+    int update = lua_toboolean(L, 4), ms = to_ms(L, 5);
+    o.metadata = check_metadata(L, 3, &o.metadata_count);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_put_service(c, &s, &o, update, ms)) : 2;
+}
+
+static int client_service(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    int ms = to_ms(L, 3);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_get_service(c, &s, ms)) : 2;
+}
+
+static int client_remove_service(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    int ms = to_ms(L, 3);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_remove_service(c, &s, ms)) : 2;
+}
+
+/** client:services(service (of which the name does not count), page, page_size, timeout) */
+static int client_services(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    int page = (int)luaL_checkinteger(L, 3), size = (int)luaL_checkinteger(L, 4), ms = to_ms(L, 5);
+    nacos_client *c = to_client(L);
+    return c ? push_id(L, nacos_list_services(c, &s, page, size, ms)) : 2;
+}
+
+/** { interval=, max_drop=, hold=, clusters= }: zero means zero here, the default below. */
+static nacos_follow check_follow(lua_State *L, int t)
+{
+    luaL_checktype(L, t, LUA_TTABLE);
+    lua_getfield(L, t, "max_drop");
+    lua_getfield(L, t, "hold");
+    lua_Number max_drop = luaL_optnumber(L, -2, 0), hold = luaL_optnumber(L, -1, 0);
+    nacos_follow f = {
+        .clusters = text_field(L, t, "clusters"),
+        .interval_ms = (int)(number_field(L, t, "interval") * 1000),
+        .max_drop = lua_isnil(L, -2) || max_drop > 0 ? max_drop : 1e-9, /* less than one of any list */
+        .hold_ms = lua_isnil(L, -1) || hold > 0 ? (int)ceil(hold * 1000) : -1,
+    };
+    lua_pop(L, 2);
+    return f;
+}
+
+/** client:follow(service, how) -> subscription, id */
+static int client_follow(lua_State *L)
+{
+    nacos_service s = check_service(L, 2);
+    nacos_follow f = check_follow(L, 3);
+    nacos_client *c = to_client(L);
+    if (!c)
+        return 2;
+    struct subscription_ud *u = lua_newuserdatauv(L, sizeof *u, 1);
+    *u = (struct subscription_ud){NULL, lua_touserdata(L, 1)};
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    luaL_setmetatable(L, SUBSCRIPTION);
+    u->s = nacos_follow_service(c, &s, &f);
+    if (!u->s)
+        return fail(L, NACOS_NOMEM, "out of memory");
+    lua_pushinteger(L, (lua_Integer)nacos_subscription_id(u->s));
+    return 2;
+}
+
+static nacos_subscription *live_subscription(const struct subscription_ud *u)
+{
+    return u->s && u->client->c && u->client->engine->e && !nacos_engine_forked(u->client->engine->e) ? u->s : NULL;
+}
+
+static int subscription_configure(lua_State *L)
+{
+    struct subscription_ud *u = luaL_checkudata(L, 1, SUBSCRIPTION);
+    nacos_follow f = check_follow(L, 2);
+    nacos_subscription *s = live_subscription(u);
+    if (s)
+        nacos_refollow(s, &f);
+    return 0;
+}
+
+static int subscription_close(lua_State *L)
+{
+    struct subscription_ud *u = luaL_checkudata(L, 1, SUBSCRIPTION);
+    nacos_subscription *s = live_subscription(u);
+    u->s = NULL;
+    if (s)
+        nacos_unfollow(s);
+    return 0;
+}
+
 /* ---- helpers ------------------------------------------------------------------------------------------------------------- */
 
 static int core_md5(lua_State *L)
@@ -510,25 +801,45 @@ static int core_md5(lua_State *L)
     return 1;
 }
 
-static int push_reason(lua_State *L, const char *why)
-{
-    lua_pushstring(L, why); /* NULL becomes nil */
-    return 1;
-}
-
-/** core.check_id(text) -> nil, or what is wrong */
-static int core_check_id(lua_State *L)
+/** core.check_…(text) -> nil, or what is wrong */
+static int check_text(lua_State *L, const char *(*check)(const char *))
 {
     size_t len;
     const char *s = luaL_checklstring(L, 1, &len);
-    return push_reason(L, strlen(s) != len ? "holds a NUL byte" : nacos_check_id(s));
+    lua_pushstring(L, strlen(s) != len ? "holds a NUL byte" : check(s)); /* NULL becomes nil */
+    return 1;
+}
+
+static int core_check_id(lua_State *L)
+{
+    return check_text(L, nacos_check_id);
 }
 
 static int core_check_namespace(lua_State *L)
 {
-    size_t len;
-    const char *s = luaL_checklstring(L, 1, &len);
-    return push_reason(L, strlen(s) != len ? "holds a NUL byte" : nacos_check_namespace(s));
+    return check_text(L, nacos_check_namespace);
+}
+
+static int core_check_service(lua_State *L)
+{
+    return check_text(L, nacos_check_service);
+}
+
+static int core_check_clusters(lua_State *L)
+{
+    return check_text(L, nacos_check_clusters);
+}
+
+/** core.check_instance(instance) -> nil, or the name of a field and what is wrong with it */
+static int core_check_instance(lua_State *L)
+{
+    nacos_instance i = check_instance(L, 1);
+    const char *field = "instance", *why = nacos_check_instance(&i, &field);
+    if (!why)
+        return 0;
+    lua_pushstring(L, field);
+    lua_pushstring(L, why);
+    return 2;
 }
 
 /** core.write_file(path, content, mode (0: kept), sync) -> true | nil, error */
@@ -584,20 +895,37 @@ EXPORT int luaopen_nacos_core(lua_State *L)
                                               {"log", client_log},
                                               {"status", client_status},
                                               {"watch", client_watch},
+                                              {"register", client_register},
+                                              {"deregister", client_deregister},
+                                              {"modify", client_modify},
+                                              {"instance", client_instance},
+                                              {"beat", client_beat},
+                                              {"instances", client_instances},
+                                              {"put_service", client_put_service},
+                                              {"service", client_service},
+                                              {"remove_service", client_remove_service},
+                                              {"services", client_services},
+                                              {"follow", client_follow},
                                               {"close", client_close},
                                               {NULL, NULL}};
     static const luaL_Reg watch_methods[] = {{"peek", watch_peek}, {"close", watch_close}, {NULL, NULL}};
+    static const luaL_Reg subscription_methods[] = {
+        {"configure", subscription_configure}, {"close", subscription_close}, {NULL, NULL}};
     static const luaL_Reg functions[] = {{"engine", core_engine},
                                          {"error", core_error},
                                          {"md5", core_md5},
                                          {"check_id", core_check_id},
                                          {"check_namespace", core_check_namespace},
+                                         {"check_service", core_check_service},
+                                         {"check_clusters", core_check_clusters},
+                                         {"check_instance", core_check_instance},
                                          {"write_file", core_write_file},
                                          {"monotonic", core_monotonic},
                                          {NULL, NULL}};
     new_class(L, ENGINE, engine_methods, engine_close);
     new_class(L, CLIENT, client_methods, client_close);
     new_class(L, WATCH, watch_methods, watch_close);
+    new_class(L, SUBSCRIPTION, subscription_methods, subscription_close);
     luaL_newmetatable(L, ERROR);
     lua_pushcfunction(L, error_tostring);
     lua_setfield(L, -2, "__tostring");

@@ -53,7 +53,7 @@ int main(int argc, char **argv)
     uint64_t id = nacos_timer(e, 1);
     ev = nacos_wait(e, id, 5000);
     printf("timer: %d\n", ev && ev->kind == NACOS_EVENT_TIMER);
-    nacos_client_close(c);
+    nacos_client_close(c, true);
     nacos_engine_free(e);
     return 0;
 }
