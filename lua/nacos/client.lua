@@ -1,6 +1,9 @@
---- client: one namespace on one list of servers. The public object; see nacos.Options for what it takes.
+--- client: one namespace on one list of servers. The public object; see nacos.Options for what it takes. Configurations are here,
+-- services in nacos.naming.
 
+local callbacks = require "nacos.callbacks"
 local core = require "nacos.core"
+local naming = require "nacos.naming"
 local options = require "nacos.options"
 local scheduler = require "nacos.scheduler"
 
@@ -42,6 +45,9 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field no_snapshot boolean|nil             # neither read nor write snapshots
 ---@field proxies table|nil                   # { http = "host:port", https = "host:port" }
 ---@field max_response_size integer|nil       # bytes, 16777216
+---@field push boolean|nil                    # ask servers to push changes of services over UDP, true
+---@field push_port integer|nil               # UDP port for that; default and 0: any free one
+---@field push_ip string|nil                  # address that servers push to; default: that of the connection to the server
 
 ---@class nacos.GetArgs
 ---@field data_id string
@@ -97,6 +103,13 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field logins integer
 ---@field callback_errors integer
 ---@field callbacks_running integer
+---@field instances integer         # registered here and kept alive
+---@field subscriptions integer     # followed services
+---@field beats integer             # answered
+---@field reregistrations integer   # times a server had forgotten an instance
+---@field pushes integer            # datagrams that brought a list
+---@field pushes_dropped integer    # forged, broken, old or not asked for
+---@field entries_skipped integer   # of instance lists: no instances, or twice
 ---@field last_error nacos.Error|nil
 
 ---@class nacos.Change
@@ -112,6 +125,9 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@class nacos.Client
 local Client = {}
 Client.__index = Client
+for name, method in pairs(naming.methods) do
+  Client[name] = method
+end
 
 -- ---- options ---------------------------------------------------------------------------------------------------------------
 
@@ -156,6 +172,9 @@ local OPTIONS = {
   key_file = "string",
   server_name = "string",
   on_error = "function",
+  push = { type = "boolean", default = true },
+  push_port = { type = "number", integer = true, min = 0, max = 65535, default = 0 },
+  push_ip = "string",
 }
 for name, rule in pairs(SETTABLE) do
   OPTIONS[name] = rule
@@ -193,18 +212,16 @@ local function make(given, what, level)
   if not raw then
     error(("%s (in '%s')"):format(err.message, what), level + 1)
   end
-  return setmetatable({
+  local client = setmetatable({
     options = o,
     core = raw,
     namespace = o.namespace == "public" and "" or o.namespace,
+    callbacks = callbacks.new(raw, o),
     items = {},         -- key -> item: what is watched
     types = {},         -- key -> {type, until}: of late publishes
-    running = 0,        -- tasks that call callbacks
-    queue = {},         -- entries that wait for one
-    queue_first = 1,
-    queue_last = 0,
-    callback_errors = 0,
   }, Client)
+  naming.init(client)
+  return client
 end
 
 ---Make a client. No I/O happens yet.
@@ -214,8 +231,6 @@ local function new(opts)
   local client = make(opts, "nacos.client", 2) -- no tail call: an error blames our caller's line
   return client
 end
-
-local start_workers -- below, with the watches
 
 ---Change options of a running client; those not given stay as they are.
 ---It takes default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot,
@@ -228,7 +243,7 @@ function Client:set_options(opts)
   for name, value in pairs(changes) do
     self.options[name] = value
   end
-  start_workers(self)
+  self.callbacks:start()
   return self.core:configure(core_options(self.options))
 end
 
@@ -523,20 +538,15 @@ end
 -- ---- watches ---------------------------------------------------------------------------------------------------------------
 --
 -- An *item* is one watched configuration; it holds the newest change while callbacks want it, and its *entries*, one per added
--- callback. An entry is run by at most one task at a time; while it runs a newer change only marks it dirty, and the task runs it
--- again with the newest.
+-- callback; see nacos.callbacks.
 
-local function report_error(self, err, about)
-  if about.kind == "callback" then -- the engine has logged the others
-    self.callback_errors = self.callback_errors + 1
-    self.core:log("error", ("error in a callback of %s (group %s): %s"):format(about.data_id, about.group, tostring(err)))
-  end
-  if self.options.on_error then
-    local ok, worse = pcall(self.options.on_error, err, about)
-    if not ok then
-      self.core:log("error", "error in on_error: " .. tostring(worse))
-    end
-  end
+local Entry = {}
+Entry.__index = Entry
+
+function Entry:deliver(to)
+  local item = self.item
+  self.version = item.version
+  to:call(self.callback, { data_id = item.data_id, group = item.group }, item.change)
 end
 
 ---One less who wants item.change; the engine keeps the content, one more copy here would double it.
@@ -547,62 +557,15 @@ local function release(item)
   end
 end
 
----Call the entry's callback until it has seen the newest change.
-local function run_entry(self, entry)
-  local item = entry.item
-  while entry.dirty and not entry.removed do
-    entry.dirty = false
-    entry.version = item.version
-    local ok, err = xpcall(entry.callback, function(err)
-      return debug.traceback(tostring(err), 2)
-    end, item.change)
-    if not ok then
-      report_error(self, err, { kind = "callback", data_id = item.data_id, group = item.group })
-    end
-  end
-  entry.busy = false
-  release(item)
-end
-
----@return table|nil # the entry that has waited longest, if one more may run
-local function take_from_queue(self)
-  local entry = self.running <= self.options.callback_thread_num and self.queue[self.queue_first]
-  if not entry then
-    return nil
-  end
-  self.queue[self.queue_first] = nil
-  self.queue_first = self.queue_first + 1
-  return entry
-end
-
----A task that works off the queue; there are never more than callback_thread_num.
-local function start_worker(self)
-  self.running = self.running + 1
-  scheduler.spawn(function()
-    local entry = take_from_queue(self)
-    while entry do
-      run_entry(self, entry)
-      entry = take_from_queue(self)
-    end
-    self.running = self.running - 1
-  end)
-end
-
-function start_workers(self)
-  while self.running < self.options.callback_thread_num and self.queue[self.queue_first] do
-    start_worker(self)
-  end
+function Entry:rest()
+  release(self.item)
 end
 
 local function notify(self, entry)
-  entry.dirty = true
   if not entry.busy then
-    entry.busy = true
     entry.item.busy = entry.item.busy + 1
-    self.queue_last = self.queue_last + 1
-    self.queue[self.queue_last] = entry
-    start_workers(self)
   end
+  self.callbacks:notify(entry)
 end
 
 local function set_change(self, item, value)
@@ -616,7 +579,7 @@ end
 local function on_event(self, item, event)
   local about = { kind = "watch", data_id = item.data_id, group = item.group }
   if event.kind == "trouble" then
-    report_error(self, event.error, about)
+    self.callbacks:report(event.error, about)
     return
   end
   set_change(self, item, event)
@@ -647,7 +610,7 @@ local function add_watcher(self, data_id, group, callback)
       on_event(self, item, event)
     end)
   end
-  local entry = { callback = callback, item = item }
+  local entry = setmetatable({ callback = callback, item = item }, Entry)
   item.entries[#item.entries + 1] = entry
   if item.version then -- a value is known already
     scheduler.spawn(function() -- not from inside this call
@@ -752,14 +715,20 @@ function Client:status()
   if not status then
     return nil, err
   end
-  status.callback_errors = self.callback_errors
-  status.callbacks_running = self.running
+  status.callback_errors = self.callbacks.errors
+  status.callbacks_running = self.callbacks.running
   return status
 end
 
----End everything of the client: its requests answer "closed", its callbacks are not called any more. Returns within 100 ms, also
----with a long poll in flight and from inside a callback. Closing twice is fine.
-function Client:close()
+local CLOSE = { deregister = { type = "boolean", default = true } }
+
+---End everything of the client: its requests answer "closed", its callbacks are not called any more, its registered instances are
+---taken out of the server, unless `deregister = false`: then they stay until the server misses their beats. Returns within 100 ms,
+---also with a long poll in flight and from inside a callback; deregistering goes on for up to 3 s, which the end of the Lua state
+---waits for. Closing twice is fine.
+---@param opts { deregister: boolean|nil }|nil
+function Client:close(opts)
+  local o = options.check(CLOSE, opts, "close", 2)
   for _, item in pairs(self.items) do
     scheduler.handle(item.id, nil)
     for _, entry in ipairs(item.entries) do
@@ -767,9 +736,12 @@ function Client:close()
     end
   end
   self.items = {}
-  self.core:close()
+  naming.close(self)
+  self.core:close(o.deregister)
 end
 
-Client.__close = Client.close
+function Client:__close()
+  self:close()
+end
 
 return { new = new, create = make }

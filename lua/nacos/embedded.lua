@@ -1,4 +1,4 @@
---- The embedded server: a Nacos of the 2.5 kind for configurations and login, in memory, for development, demos and tests.
+--- The embedded server: a Nacos of the 2.5 kind for configurations, services and login, in memory, for development, demos and tests.
 -- Not a production server: one process, nothing on disk, no cluster. It is part of the `lunacos` executable only.
 
 local core = require "nacos.embedded_core"
@@ -9,11 +9,12 @@ local embedded = {}
 ---@field host string|nil         # address or name to listen on; default "127.0.0.1"
 ---@field port integer|nil        # 0: any free port; default 8848
 ---@field context_path string|nil # default "/nacos"
----@field username string|nil     # with a user every call to the configurations needs a valid token; default: open to everybody
+---@field username string|nil     # with a user every call needs a valid token; default: open to everybody
 ---@field password string|nil     # of that user
 ---@field password_file string|nil # instead of password: a file whose first line it is
 ---@field token_ttl integer|nil   # seconds a token is good for; default 18000
 ---@field lag number|nil          # seconds until readers and pollers see a publish or removal, as on a real server (0.1); default 0
+---@field push_delay number|nil   # seconds until lists and pushes show a change of instances; default 0.5, as on a real server
 ---@field tls_cert string|nil     # PEM file: serve HTTPS
 ---@field tls_key string|nil      # PEM file, the key of tls_cert
 ---@field tls_ca string|nil       # PEM file: only clients with a certificate of this CA get in
@@ -21,8 +22,8 @@ local embedded = {}
 ---@field version string|nil      # the version it claims to be; default "2.5.1"
 
 local KINDS = {
-  host = "string", port = "integer", context_path = "string", faults = "boolean", lag = "number", version = "string",
-  username = "string", password = "string", password_file = "string", token_ttl = "integer",
+  host = "string", port = "integer", context_path = "string", faults = "boolean", lag = "number", push_delay = "number",
+  version = "string", username = "string", password = "string", password_file = "string", token_ttl = "integer",
   tls_cert = "string", tls_key = "string", tls_ca = "string",
 }
 
@@ -47,12 +48,15 @@ local function complaint(options)
     end
   end
   local port, ttl, lag, path = options.port or 0, options.token_ttl or 1, options.lag or 0, options.context_path or "/"
+  local delay = options.push_delay or 0
   if port < 0 or port > 65535 then
     return "option 'port' must be 0 to 65535, got " .. port
   elseif ttl < 1 then
     return "option 'token_ttl' must be at least 1 second, got " .. ttl
   elseif not (lag >= 0 and lag <= 3600) then
     return "option 'lag' must be 0 to 3600 seconds, got " .. lag
+  elseif not (delay >= 0 and delay <= 3600) then
+    return "option 'push_delay' must be 0 to 3600 seconds, got " .. delay
   elseif path ~= "" and (path:sub(1, 1) ~= "/" or path:find("[?#%s]")) then
     return "option 'context_path' must start with '/', got " .. path
   elseif options.username == "" or (options.username and not (options.password or options.password_file)) then
@@ -91,7 +95,7 @@ function embedded.serve(options)
   if wrong then
     error("nacos.embedded.serve: " .. wrong, 2)
   end
-  local copy = { port = 8848 }
+  local copy = { port = 8848, push_delay = 0.5 }
   for name, value in pairs(options) do
     copy[name] = value
   end

@@ -13,8 +13,9 @@ local SIGNALS = { TERM = true, INT = true, HUP = true, USR1 = true, USR2 = true,
 
 local engine
 local waiting = {}                                  -- request or timer id -> coroutine
-local handlers = {}                                 -- watch or signal id -> function(event)
-local handler_count = 0                             -- of watches
+local handlers = {}                                 -- watch, subscription or signal id -> function(event)
+local handler_count = 0                             -- of watches and subscriptions
+local kept = 0                                      -- what else keeps run() going, see keep()
 local tasks = setmetatable({}, { __mode = "k" })    -- our coroutines -> true
 local task_count = 0                                -- of those not ended
 local active = false                                -- inside step(), run() or a task
@@ -91,6 +92,31 @@ function scheduler.handle(id, fn)
     handler_count = handler_count + (fn and 1 or -1)
   end
   handlers[id] = fn
+end
+
+---Wait for several events.
+---@param ids integer[]
+---@return table<integer, table> # id -> event
+function scheduler.await_all(ids)
+  local events, co = {}, scheduled()
+  for _, id in ipairs(ids) do
+    if co then
+      waiting[id] = co
+    else
+      events[id] = scheduler.await(id)
+    end
+  end
+  for _ = 1, co and #ids or 0 do
+    local event = coroutine.yield(YIELDED)
+    events[event.id] = event
+  end
+  return events
+end
+
+---Keep run() going for something that lives in the engine and is neither a task nor a watch: a registered instance.
+---@param more integer # so many more; negative: fewer
+function scheduler.keep(more)
+  kept = kept + more
 end
 
 local function dispatch(event)
@@ -176,7 +202,8 @@ function scheduler.fd()
   return scheduler.engine():fd()
 end
 
----Run until stop(), or until nothing is left that could happen: no task and no watch.
+---Run until stop(), or until nothing is left that could happen: no task, no watch, no followed service and no registered instance
+---that is kept alive.
 ---@param fn function|nil # started as the first task; an error in it ends run() and is raised from it
 ---@return any ...        # what fn returned
 function scheduler.run(fn)
@@ -204,7 +231,7 @@ function scheduler.run(fn)
       end))
     end)
   end
-  while not stopping and (task_count > 0 or handler_count > 0) do
+  while not stopping and (task_count > 0 or handler_count > 0 or kept > 0) do
     if e:forked() then
       running = false
       error("nacos.run: this process is a fork of the one that started it", 2)

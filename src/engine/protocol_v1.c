@@ -243,14 +243,13 @@ static void v1_listen(struct question *q, const char *ns, int64_t hold_ms, bool 
 /** What servers say of something that is not there: 2.5 with 404 or 400, 2.3 and older with 500. */
 static bool says_absent(const struct http_response *r)
 {
-    static const char *const words[] = {"no matched ip found", "no ips found", "instance not found",
-                                        "service not found",   "is not found", NULL};
+    static const char *const words[] = {"no matched ip found", "no ips found", " not found", "no service", NULL};
     if (body_has(r, "No endpoint") || body_has(r, "no such api"))
         return false;
     for (int i = 0; words[i]; i++)
         if (body_has(r, words[i]))
             return true;
-    return body_has(r, "no service") && body_has(r, "found");
+    return false;
 }
 
 /** A 500 of 2.3 and older that means "this request is wrong", as newer ones say with 400: every other server would answer the same.
@@ -306,8 +305,9 @@ static bool v1_beat_answer(const struct http_response *r, struct beat_answer *ou
     *out = (struct beat_answer){.unknown = json_integer_value(json_object_get(j, "code")) == 20404,
                                 .light = json_is_true(json_object_get(j, "lightBeatEnabled")),
                                 .interval_ms = json_integer_value(interval)};
+    bool ok = json_is_integer(interval) || out->unknown;
     json_decref(j);
-    return json_is_integer(interval) || out->unknown;
+    return ok;
 }
 
 static enum verdict judge_beat(const struct question *q, const struct http_response *r, nacos_error *err)

@@ -736,7 +736,7 @@ static nacos_follow check_follow(lua_State *L, int t)
     nacos_follow f = {
         .clusters = text_field(L, t, "clusters"),
         .interval_ms = (int)(number_field(L, t, "interval") * 1000),
-        .max_drop = lua_isnil(L, -2) || max_drop > 0 ? max_drop : 1e-9, /* less than one of any list */
+        .max_drop = lua_isnil(L, -2) || max_drop > 0 ? max_drop : -1,
         .hold_ms = lua_isnil(L, -1) || hold > 0 ? (int)ceil(hold * 1000) : -1,
     };
     lua_pop(L, 2);

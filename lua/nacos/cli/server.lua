@@ -3,7 +3,7 @@
 local common = require("nacos.cli.common")
 
 local server = {
-  summary = "Serve configurations from memory, for development and tests.",
+  summary = "Serve configurations and services from memory, for development and tests.",
   usage = "server [--host HOST] [--port PORT] [--username U --password-file F] …",
   own_options = true,
   help = [[
@@ -11,9 +11,10 @@ Examples:
   lunacos server &
   lunacos server --port 0 --lag 0.1 --username dev --password-file ./password
 
-One line on stdout says where it listens. It speaks the v1 configuration API of a Nacos 2.5
-server and forgets everything when it ends (TERM or INT, exit code 0). It is not a production
-server: no cluster, no disk, no permissions beyond one user.]],
+One line on stdout says where it listens. It speaks the v1 API of a Nacos 2.5 server for
+configurations and services, UDP pushes included, and forgets everything when it ends (TERM or
+INT, exit code 0). It is not a production server: no cluster, no disk, no permissions beyond
+one user.]],
 }
 
 local function number(text)
@@ -30,6 +31,8 @@ function server.setup(parser)
     parser:option("--token-ttl"):argname("SECONDS"):convert(number):description("How long a login lasts (default 18000)"),
     parser:option("--lag"):argname("SECONDS"):convert(number):description(
       "Time from a publish's answer until readers see it, as real servers have it (default 0)"),
+    parser:option("--push-delay"):argname("SECONDS"):convert(number):description(
+      "Time from a change of instances until lists and pushes show it (default 0.5, as real servers have it)"),
     parser:option("--tls-cert"):argname("FILE"):description("Serve https with this certificate"),
     parser:option("--tls-key"):argname("FILE"):description("Key of the certificate"),
     parser:option("--tls-ca"):argname("FILE"):description("Ask clients for a certificate signed by this one"),
@@ -52,8 +55,8 @@ function server.run(args)
   local serve = require("nacos.embedded").serve
   local results = table.pack(pcall(serve, {
     host = args.host, port = args.port, context_path = args.context_path, username = args.username,
-    password = read_password(args), token_ttl = args.token_ttl, lag = args.lag, tls_cert = args.tls_cert,
-    tls_key = args.tls_key, tls_ca = args.tls_ca, faults = args.faults, version = args.claim,
+    password = read_password(args), token_ttl = args.token_ttl, lag = args.lag, push_delay = args.push_delay,
+    tls_cert = args.tls_cert, tls_key = args.tls_key, tls_ca = args.tls_ca, faults = args.faults, version = args.claim,
   }))
   local raised, ok, problem = not results[1], results[2], results[3]
   if raised then
