@@ -72,8 +72,7 @@ static void unknown_user(const char *username, const char *before, char message[
     snprintf(message, 300, "%sUser %.200s not found", before, username);
 }
 
-/** True: the request may pass. Otherwise it is answered. */
-static bool allowed(struct request *r)
+bool request_allowed(struct request *r)
 {
     const struct access *a = &r->service->auth;
     if (!access_enabled(a))
@@ -182,11 +181,6 @@ static void alive(struct request *r)
     reply_text(&r->reply, 200, TYPE_TEXT, "OK");
 }
 
-static void metrics(struct request *r)
-{
-    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:s}", "status", "UP"));
-}
-
 /** What an address server says: the members of the cluster, one a line. */
 static void server_list(struct request *r)
 {
@@ -205,8 +199,7 @@ static const struct small_route {
               {"/v1/console/server/state", "GET", state},
               {"/v1/console/namespaces", "GET", namespaces},
               {"/v1/console/health/liveness", "GET", alive},
-              {"/v1/console/health/readiness", "GET", alive},
-              {"/v1/ns/operator/metrics", "GET", metrics}};
+              {"/v1/console/health/readiness", "GET", alive}};
 
 #define CONFIGS "/v1/cs/configs"
 
@@ -216,13 +209,17 @@ static void configs(struct request *r, const char *below)
     bool get = is_get(r), post = strcmp(r->method, "POST") == 0, delete = strcmp(r->method, "DELETE") == 0;
     if (!get && !post && !(delete &&!*below))
         request_wrong_method(r);
-    else if (allowed(r) && !config_handle(r, below))
+    else if (request_allowed(r) && !config_handle(r, below))
         return;
     request_answer(r);
 }
 
 static void small(struct request *r, const char *path)
 {
+    if (strncmp(path, "/v1/ns/", 7) == 0) {
+        naming_handle(r, path + 7);
+        return;
+    }
     bool known = false;
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
         const struct small_route *route = &routes[i];
@@ -234,11 +231,7 @@ static void small(struct request *r, const char *path)
             return;
         }
     }
-    if (strncmp(path, "/v1/ns/", 7) == 0) { /* the naming half is not here: as any unknown call of it */
-        char message[512];
-        snprintf(message, sizeof message, "no such api:%.32s:%.400s", r->method, r->path);
-        request_error_page(r, 501, message);
-    } else if (known) {
+    if (known) {
         request_wrong_method(r);
     } else {
         request_error_page(r, 404, "No message available");

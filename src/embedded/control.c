@@ -42,7 +42,11 @@ static void show_stats(struct request *r)
 {
     const struct service *s = r->service;
     reply_json(&r->reply, 200, TYPE_JSON,
-               json_pack("{s:I, s:I, s:I, s:I}", "polls_held", (json_int_t)s->polls.parked, "connections",
+               json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I}", "services",
+                         (json_int_t)HASH_COUNT(s->registry.rosters), "instances", (json_int_t)s->registry.registered,
+                         "subscribers", (json_int_t)registry_subscribers(&s->registry), "beats", (json_int_t)s->registry.beats,
+                         "pushes_sent", (json_int_t)s->pusher.sent, "pushes_acked", (json_int_t)s->pusher.acked, "pushes_retried",
+                         (json_int_t)s->pusher.retried, "polls_held", (json_int_t)s->polls.parked, "connections",
                          (json_int_t)request_connections(r), "configs", (json_int_t)s->store.record_count, "bytes_in",
                          (json_int_t)s->bytes_in));
 }
@@ -53,14 +57,24 @@ static void expire(struct request *r)
     reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:I}", "expired", (json_int_t)r->service->auth.expired));
 }
 
+static void forget_instances(struct request *r)
+{
+    registry_forget(&r->service->registry);
+    reply_json(&r->reply, 200, TYPE_JSON, json_pack("{s:I}", "instances", (json_int_t)r->service->registry.registered));
+}
+
 void control_handle(struct request *r)
 {
     static const struct {
         const char *path, *method;
         void (*handle)(struct request *r);
-    } routes[] = {{"/__lunacos/faults", "POST", add_faults},     {"/__lunacos/faults", "DELETE", clear_faults},
-                  {"/__lunacos/requests", "GET", show_requests}, {"/__lunacos/requests", "DELETE", clear_requests},
-                  {"/__lunacos/stats", "GET", show_stats},       {"/__lunacos/expire", "POST", expire}};
+    } routes[] = {{"/__lunacos/faults", "POST", add_faults},
+                  {"/__lunacos/faults", "DELETE", clear_faults},
+                  {"/__lunacos/requests", "GET", show_requests},
+                  {"/__lunacos/requests", "DELETE", clear_requests},
+                  {"/__lunacos/stats", "GET", show_stats},
+                  {"/__lunacos/expire", "POST", expire},
+                  {"/__lunacos/naming/forget", "POST", forget_instances}};
     for (size_t i = 0; i < sizeof routes / sizeof *routes; i++)
         if (strcmp(r->path, routes[i].path) == 0 && strcmp(r->method, routes[i].method) == 0) {
             routes[i].handle(r);

@@ -1,6 +1,8 @@
 /** ids: see ids.h. */
 #include "embedded/ids.h"
 
+#include <ctype.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "embedded/form.h"
@@ -39,4 +41,47 @@ const char *ids_refusal(const char *tenant, size_t tenant_len, const char *data_
     if (!why)
         why = texts[2][check(group, group_len, 128, "-_:.")];
     return why;
+}
+
+static bool has_space(const char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++)
+        if (isspace((unsigned char)text[i]) || text[i] == '\0')
+            return true;
+    return false;
+}
+
+static bool legal_service(const char *text, size_t len)
+{
+    return !has_space(text, len) && text[0] != '@' && !strstr(text, "@@");
+}
+
+static bool legal_port(const char *text, size_t len)
+{
+    long n = len <= 6 ? strtol(text, NULL, 10) : -1;
+    return strspn(text, "0123456789") == len && n >= 0 && n <= 65535;
+}
+
+const char *ids_naming_refusal(enum naming_id which, const char *text, size_t len)
+{
+    if (text_blank(text) && (!text || strlen(text) == len))
+        return NULL;
+    size_t units = text_units(text, len);
+    switch (which) {
+    case NAMING_NAMESPACE:
+        return units > 64 ? TOO_LONG("namespaceId/tenant", "64") : !legal(text, len, "_-") ? ILLEGAL("namespaceId/tenant") : NULL;
+    case NAMING_GROUP:
+        return units > 128 ? TOO_LONG("group", "128") : !legal(text, len, "-_:.") ? ILLEGAL("group") : NULL;
+    case NAMING_SERVICE:
+        return units > 512 ? TOO_LONG("serviceName", "512") : !legal_service(text, len) ? ILLEGAL("serviceName") : NULL;
+    case NAMING_CLUSTER:
+        return units > 64 ? TOO_LONG("cluster", "64") : !legal(text, len, "-_") ? ILLEGAL("cluster") : NULL;
+    case NAMING_IP:
+        return units > 128 ? TOO_LONG("ip", "128") : has_space(text, len) ? ILLEGAL("ip") : NULL;
+    case NAMING_PORT:
+        return legal_port(text, len) ? NULL : "Param 'port' is illegal, the value should be between 0 and 65535.\r\n";
+    case NAMING_METADATA:
+        return units > 1024 ? TOO_LONG("Metadata", "1024") : NULL;
+    }
+    return NULL;
 }

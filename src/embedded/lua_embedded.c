@@ -37,6 +37,7 @@ static int serve(lua_State *L)
                                  .password = text_option(L, "password"),
                                  .token_ttl = (long)number_option(L, "token_ttl"),
                                  .lag = number_option(L, "lag"),
+                                 .push_delay = number_option(L, "push_delay"),
                                  .tls_cert = text_option(L, "tls_cert"),
                                  .tls_key = text_option(L, "tls_key"),
                                  .tls_ca = text_option(L, "tls_ca"),

@@ -6,6 +6,8 @@
 #include "embedded/faults.h"
 #include "embedded/form.h"
 #include "embedded/poll.h"
+#include "embedded/pusher.h"
+#include "embedded/registry.h"
 #include "embedded/reply.h"
 #include "embedded/reqlog.h"
 #include "embedded/server.h"
@@ -52,6 +54,8 @@ struct service {
     struct access auth;
     struct faults faults;
     struct reqlog log;
+    struct registry registry;
+    struct pusher pusher;
     uint64_t bytes_in;
 };
 
@@ -73,6 +77,11 @@ void control_handle(struct request *r);
 bool config_handle(struct request *r, const char *path);
 /** For polls.ended: the answer to a poll that was parked. */
 void config_poll_ended(void *arg, struct poll *p, const struct item *item);
+
+/** naming: everything below /v1/ns/, which `path` follows. `r->reply` is complete then. */
+void naming_handle(struct request *r, const char *path);
+/** True: the request may pass, by its token or because nobody needs one. Otherwise it is answered. */
+bool request_allowed(struct request *r);
 
 /** A parameter from query or body, NULL if absent. */
 const char *request_param(const struct request *r, const char *name);

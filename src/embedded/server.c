@@ -29,6 +29,8 @@ enum {
     CONNECTION_POOL = 16384, /* bytes per connection: 8 KiB of request headers, their index, and those of the answer */
     SPARE_FILES = 64,        /* descriptors that are not connections */
     BACKLOG = 4096,
+    LEASE_SECONDS = 30, /* of a subscription to a service, after the last list */
+    LEASE_SECONDS_1X = 10,
     PEM_MAX = 1 << 20,
 };
 
@@ -459,6 +461,17 @@ static bool start_daemon(struct server *s, const struct pem *pem, char *why, siz
     return s->daemon != NULL;
 }
 
+/** Pushes leave from the address where the server listens. Without a port for them it serves all the same, as with UDP blocked. */
+static void open_pusher(struct server *s)
+{
+    struct service *v = &s->service;
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_LISTEN_FD);
+    struct sockaddr_storage address = {0};
+    socklen_t len = sizeof address;
+    if (info && getsockname(info->listen_fd, (struct sockaddr *)&address, &len) == 0)
+        pusher_init(&v->pusher, &s->loop, &v->timers, (struct sockaddr *)&address);
+}
+
 static void close_handle(uv_handle_t *h, void *arg)
 {
     (void)arg;
@@ -526,12 +539,15 @@ bool embedded_serve(const struct embedded_options *options, char *why, size_t wh
     struct service *v = &s->service;
     v->options = &s->options;
     timers_init(&v->timers, &s->loop);
+    bool first_generation = options->version && strncmp(options->version, "1.", 2) == 0;
+    registry_init(&v->registry, &v->timers, &v->pusher, options->push_delay, first_generation ? LEASE_SECONDS_1X : LEASE_SECONDS);
     v->polls = (struct polls){.store = &v->store, .timers = &v->timers, .ended = config_poll_ended};
     if (store_init(&v->store, &v->timers, options->lag, on_changed, s) &&
         access_init(&v->auth, options->username, options->password, s->options.token_ttl) &&
         read_pem(options->tls_cert, &pem.cert, why, why_size) && read_pem(options->tls_key, &pem.key, why, why_size) &&
         read_pem(options->tls_ca, &pem.ca, why, why_size) && start_daemon(s, &pem, why, why_size) &&
         (ok = start_loop(s, why, why_size))) {
+        open_pusher(s);
         announce(s);
         turn(s);
         uv_run(&s->loop, UV_RUN_DEFAULT);
@@ -540,6 +556,8 @@ bool embedded_serve(const struct embedded_options *options, char *why, size_t wh
         stop_daemon(s);
     uv_walk(&s->loop, close_handle, NULL);
     uv_run(&s->loop, UV_RUN_DEFAULT);
+    registry_free(&v->registry);
+    pusher_free(&v->pusher);
     store_free(&v->store);
     timers_free(&v->timers);
     faults_clear(&v->faults);

@@ -1,6 +1,6 @@
 /** server: the embedded Nacos server. HTTP by libmicrohttpd on a libuv loop, one thread, everything in memory.
  *
- *  For development and tests, not for production: one process, nothing on disk, no cluster, configurations and login only. */
+ *  For development and tests, not for production: one process, nothing on disk, no cluster. */
 #ifndef LUNACOS_EMBEDDED_SERVER_H
 #define LUNACOS_EMBEDDED_SERVER_H
 
@@ -14,6 +14,7 @@ struct embedded_options {
     const char *username, *password; /* NULL: open to everybody */
     long token_ttl;                  /* seconds; 0: 18000 */
     double lag;                      /* seconds until a publish is visible to readers */
+    double push_delay;               /* seconds until a change of instances is visible in lists and pushed */
     const char *tls_cert, *tls_key;  /* PEM files; NULL: plain HTTP */
     const char *tls_ca;              /* PEM file: clients must show a certificate of this CA */
     const char *version;             /* what it says it is; NULL: 2.5.1 */

@@ -270,9 +270,7 @@ static enum verdict judge_naming_failure(const struct question *q, const struct 
 {
     int status = r->outcome == HTTP_ANSWERED ? r->status : 0;
     if ((status == 404 || status == 400 || status == 500) && says_absent(r)) {
-        judge_failure(q, r, err); /* for its words */
-        err->code = NACOS_NOT_FOUND;
-        return VERDICT_ANSWER;
+        return judged(q, r, err, NACOS_NOT_FOUND, VERDICT_ANSWER, "it does not exist");
     }
     enum verdict v = judge_failure(q, r, err);
     if (status == 500 && says_refused(r)) {

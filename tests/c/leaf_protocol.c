@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/hosts.h"
 #include "engine/protocol.h"
 #include "engine/server.h"
 #include "engine/timer.h"
@@ -325,6 +326,110 @@ static void timers_fire_in_order(void)
     CHECK(uv_loop_close(&loop) == 0);
 }
 
+/* ---- services ------------------------------------------------------------------------------------------------------------ */
+
+static const struct key SHOP = {"shop", "G", "ns9"};
+static const nacos_pair PAIRS[] = {{"a", "b"}, {"z one", "ü"}};
+static const nacos_instance INSTANCE = {.ip = "10.0.0.1",
+                                        .port = 80,
+                                        .cluster = "c1",
+                                        .weight = 2.5,
+                                        .healthy = true,
+                                        .enabled = true,
+                                        .ephemeral = true,
+                                        .metadata = PAIRS,
+                                        .metadata_count = 2};
+#define SHOP_QUERY "serviceName=shop&groupName=G&namespaceId=ns9"
+#define PLACE_QUERY "&ip=10.0.0.1&port=80&clusterName=c1&ephemeral=true"
+
+static void registration_is_a_query(void)
+{
+    struct question q;
+    protocol_v1.register_instance(&q, &SHOP, &INSTANCE);
+    CHECK(strcmp(q.method, "POST") == 0 && q.body.len == 0 && q.naming);
+    CHECK(is(&q.target, "/v1/ns/instance?" SHOP_QUERY PLACE_QUERY "&weight=2.5&enabled=true&healthy=true&metadata="
+                        "%7B%22a%22%3A%22b%22%2C%22z%20one%22%3A%22%C3%BC%22%7D"));
+    expect(&q, 200, "ok", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "<html>", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    /* the same refusal by 2.3 and older, by 2.5, and by 3.1 */
+    expect(&q, 500,
+           "caused: errCode: 400, errMsg: Current service G@@shop is persistent service, can't register ephemeral instance. ;",
+           NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    expect(&q, 400, "errCode: 400, errMsg: Current service G@@shop is ephemeral service, can't register persistent instance. ",
+           NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    expect(&q, 400, "caused: Param 'serviceName' is required.;", NULL, VERDICT_ANSWER, NACOS_REFUSED);
+    expect(&q, 403, "{\"status\":403,\"message\":\"token invalid!\"}", NULL, VERDICT_NO_RIGHT, NACOS_FORBIDDEN);
+    expect(&q, 501, "no such api:POST:/nacos/v1/ns/instance", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 503, "server is STARTING now, please try again later!", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    expect(&q, 500, "caused: java.lang.NullPointerException;", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
+    question_free(&q);
+    protocol_v1.deregister_instance(&q, &(struct key){"shop", "G", ""}, &INSTANCE);
+    CHECK(is(&q.target, "/v1/ns/instance?serviceName=shop&groupName=G" PLACE_QUERY));
+    question_free(&q);
+}
+
+static void absent_instances_are_not_found(void)
+{
+    struct question q;
+    protocol_v1.get_instance(&q, &SHOP, &INSTANCE);
+    expect(&q, 404, "no matched ip found!", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 500, "caused: no matched ip found!;", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 404, "no ips found for cluster c1 in service G@@shop", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 500, "caused: service DEFAULT_GROUP@@shop not found!;", NULL, VERDICT_ANSWER, NACOS_NOT_FOUND);
+    expect(&q, 404, "{\"status\":404,\"error\":\"Not Found\",\"message\":\"No endpoint GET /nacos/v1/ns/instance.\"}", NULL,
+           VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 410, "{\"status\":410,\"error\":\"Gone\",\"message\":\"x\"}", NULL, VERDICT_ANSWER, NACOS_UNSUPPORTED);
+    expect(&q, 200, "{\"ip\":\"10.0.0.1\"}", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "ok", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    struct http_response r =
+        answer(200,
+               "{\"service\":\"G@@shop\",\"ip\":\"10.0.0.1\",\"port\":80,\"clusterName\":\"c1\",\"weight\":2.5,"
+               "\"healthy\":false,\"instanceId\":\"i\",\"metadata\":{\"a\":\"b\"}}",
+               NULL);
+    struct hosts *h = protocol_v1.instance_answer(&r);
+    CHECK(h && h->view.count == 1 && h->view.list[0].port == 80 && !h->view.list[0].healthy && h->view.list[0].metadata_count == 1);
+    hosts_unref(h);
+    buf_free(&r.body);
+    question_free(&q);
+}
+
+static void beats_name_the_group(void)
+{
+    struct question q;
+    struct beat_answer a;
+    protocol_v1.beat(&q, &SHOP, &INSTANCE, 5000, true);
+    CHECK(is(&q.target, "/v1/ns/instance/beat?" SHOP_QUERY PLACE_QUERY));
+    expect(&q, 200, "{\"clientBeatInterval\":5000,\"code\":10200,\"lightBeatEnabled\":true}", NULL, VERDICT_ANSWER, NACOS_OK);
+    expect(&q, 200, "{\"clientBeatInterval\":5000}", NULL, VERDICT_ANSWER, NACOS_OK); /* before 1.2 */
+    expect(&q, 200, "{}", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    expect(&q, 200, "ok", NULL, VERDICT_NEXT, NACOS_PROTOCOL);
+    question_free(&q);
+    protocol_v1.beat(&q, &SHOP, &INSTANCE, 5000, false);
+    CHECK(strstr(q.target.data, "&beat=%7B%22serviceName%22%3A%22G%40%40shop%22%2C"));
+    CHECK(strstr(q.target.data, "%22weight%22%3A2.5%2C%22metadata%22%3A%7B%22a%22%3A%22b%22"));
+    question_free(&q);
+    struct http_response r = answer(200, "{\"clientBeatInterval\":7000,\"code\":20404,\"lightBeatEnabled\":false}", NULL);
+    CHECK(protocol_v1.beat_answer(&r, &a) && a.unknown && !a.light && a.interval_ms == 7000);
+    buf_free(&r.body);
+    r = answer(200, "{\"clientBeatInterval\":1000,\"code\":10200,\"lightBeatEnabled\":true}", NULL);
+    CHECK(protocol_v1.beat_answer(&r, &a) && !a.unknown && a.light && a.interval_ms == 1000);
+    buf_free(&r.body);
+}
+
+static void lists_ask_for_pushes(void)
+{
+    struct question q;
+    protocol_v1.list_instances(&q, &SHOP, "c1,c2", true, NULL);
+    CHECK(is(&q.target, "/v1/ns/instance/list?" SHOP_QUERY "&clusters=c1%2Cc2&healthyOnly=true"));
+    question_free(&q);
+    protocol_v1.list_instances(&q, &SHOP, "", false, &(struct push_address){.port = 4000, .ip = "::1"});
+    CHECK(is(&q.target, "/v1/ns/instance/list?" SHOP_QUERY "&healthyOnly=false&udpPort=4000&clientIP=%3A%3A1"));
+    question_free(&q);
+    protocol_v1.list_services(&q, &SHOP, 2, 50);
+    CHECK(is(&q.target, "/v1/ns/service/list?pageNo=2&pageSize=50&groupName=G&namespaceId=ns9"));
+    question_free(&q);
+}
+
 const struct leaf_test protocol_tests[] = {TEST(read_is_judged),
                                            TEST(server_words_reach_the_user),
                                            TEST(publish_is_a_form),
@@ -335,6 +440,10 @@ const struct leaf_test protocol_tests[] = {TEST(read_is_judged),
                                            TEST(changed_keys),
                                            TEST(login_shapes),
                                            TEST(version_shapes),
+                                           TEST(registration_is_a_query),
+                                           TEST(absent_instances_are_not_found),
+                                           TEST(beats_name_the_group),
+                                           TEST(lists_ask_for_pushes),
                                            TEST(addresses),
                                            TEST(servers_are_sticky_and_failed_ones_come_last),
                                            TEST(timers_fire_in_order),

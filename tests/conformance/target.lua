@@ -13,6 +13,8 @@
 --   target.kill9()    target.restart() -> process that ends when the server can be used again; pass it to target.back()
 --   target.publish(client, …)         publish_config that bears with the database of a real server
 --   target.group() -> a group name that no other test uses
+--   target.instance(service, ip, port, more)      registers an instance by hand: nobody beats for it
+--   target.threshold(service, value)              sets the protectThreshold of a service that exists
 --   target.watch(client, data_id, group) -> list of changes, growing; .cb is the callback
 
 local json = require "cjson.safe"
@@ -103,12 +105,12 @@ local function encode(params)
   return table.concat(parts, "&")
 end
 
----One request without a token. GET and DELETE carry the parameters in the query, POST and PUT in the body.
+---One request without a token. GET, DELETE and all of naming carry the parameters in the query, other POST and PUT in the body.
 ---@return integer status
 ---@return string body
 function target.raw(method, path, params, headers)
   local url, body = target.url .. path, nil
-  if method == "GET" or method == "DELETE" then
+  if method == "GET" or method == "DELETE" or path:find("/ns/", 1, true) then
     url = url .. "?" .. encode(params or {})
   else
     body = encode(params or {})
@@ -194,6 +196,23 @@ local groups = 0
 function target.group()
   groups = groups + 1
   return ("g%d-%d"):format(groups, os.time())
+end
+
+---@param more table|nil # further parameters, as the server names them
+function target.instance(service, ip, port, more)
+  local params = { serviceName = service, ip = ip, port = port }
+  for name, value in pairs(more or {}) do
+    params[name] = value
+  end
+  local status, body = target.request("POST", "/v1/ns/instance", params)
+  assert(status == 200 and body == "ok", "register by hand: " .. status .. " " .. body)
+end
+
+---3.1.0 has moved the call elsewhere.
+function target.threshold(service, value)
+  local path = target.version == "3.1.0" and "/v3/admin/ns/service" or "/v1/ns/service"
+  local status, body = target.request("PUT", path, { serviceName = service, protectThreshold = value })
+  assert(status == 200, "set the threshold: " .. status .. " " .. body)
 end
 
 ---Watch an item; what comes is appended to the result.
