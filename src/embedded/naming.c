@@ -447,24 +447,20 @@ static void read_instance(struct request *r)
     if (!need_instance(r, &t))
         return;
     struct roster *o = find_roster(r, &t);
-    bool any = false;
     if (o)
         roster_look(o);
-    for (struct instance *i = o ? o->instances : NULL; i; i = i->hh.next) {
-        any |= i->view.rest != NULL;
-        if (!i->view.rest || i->port != t.port || strcmp(i->ip, t.ip) != 0 || strcmp(i->view.cluster, t.cluster) != 0)
-            continue;
+    struct instance *i = o ? roster_seen(o, t.ip, t.port) : NULL;
+    if (i && strcmp(i->view.cluster, t.cluster) == 0) {
         json_t *rest = json_loads(i->view.rest, 0, NULL);
         answer(r, json_pack("{s:s, s:s, s:i, s:s, s:O, s:b, s:O, s:O}", "service", o->name, "ip", i->ip, "port", i->port,
                             "clusterName", i->view.cluster, "weight", json_object_get(rest, "weight"), "healthy", i->view.healthy,
                             "instanceId", json_object_get(rest, "instanceId"), "metadata", i->view.metadata));
         json_decref(rest);
-        return;
-    }
-    if (any)
+    } else if (o && roster_any_seen(o)) {
         refuse(r, 404, "no matched ip found!");
-    else
+    } else {
         refuse(r, 404, "no ips found for cluster %s in service %s", t.cluster, t.name);
+    }
 }
 
 /* ---- lists and subscriptions ---- */

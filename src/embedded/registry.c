@@ -322,13 +322,34 @@ void roster_subscribe(struct roster *o, const char *ip, int port, const char *ag
 
 /* ---- instances ---- */
 
-struct instance *roster_find(struct roster *o, const char *ip, int port)
+/** Registered or just seen. */
+static struct instance *find_any(struct roster *o, const char *ip, int port)
 {
     char key[KEY];
     struct instance *i = NULL;
     if (snprintf(key, sizeof key, "%s:%d", ip, port) < (int)sizeof key)
         HASH_FIND_STR(o->instances, key, i);
+    return i;
+}
+
+struct instance *roster_find(struct roster *o, const char *ip, int port)
+{
+    struct instance *i = find_any(o, ip, port);
     return i && i->registered ? i : NULL;
+}
+
+struct instance *roster_seen(struct roster *o, const char *ip, int port)
+{
+    struct instance *i = find_any(o, ip, port);
+    return i && i->view.rest ? i : NULL;
+}
+
+bool roster_any_seen(const struct roster *o)
+{
+    for (const struct instance *i = o->instances; i; i = i->hh.next)
+        if (i->view.rest)
+            return true;
+    return false;
 }
 
 int64_t preserved_ms(const json_t *metadata, const char *name, int64_t otherwise)
@@ -374,11 +395,7 @@ static struct instance *instance_new(struct roster *o, const char *ip, int port)
 bool roster_register(struct roster *o, const struct registration *r)
 {
     struct registry *g = o->registry;
-    char key[KEY];
-    struct instance *i = NULL;
-    if (snprintf(key, sizeof key, "%s:%d", r->ip, r->port) >= (int)sizeof key)
-        return false;
-    HASH_FIND_STR(o->instances, key, i);
+    struct instance *i = find_any(o, r->ip, r->port);
     char *cluster = strdup(r->cluster);
     if (!cluster || (!i && !(i = instance_new(o, r->ip, r->port)))) {
         free(cluster);

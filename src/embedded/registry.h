@@ -113,6 +113,10 @@ void roster_remove(struct roster *o);
 
 /** What is registered at this address, or NULL. */
 struct instance *roster_find(struct roster *o, const char *ip, int port);
+/** What readers see at this address, or NULL. */
+struct instance *roster_seen(struct roster *o, const char *ip, int port);
+/** Do readers see any instance? */
+bool roster_any_seen(const struct roster *o);
 
 struct registration {
     const char *ip, *cluster;

@@ -225,6 +225,10 @@ static int push_event(lua_State *L, const nacos_event *ev)
         set_source(L, ev->value.source);
         set_changes(L, ev);
     }
+    if (ev->kind == NACOS_EVENT_EXIT && ev->error.code == NACOS_OK) {
+        lua_pushinteger(L, ev->exit_signal ? ev->exit_signal : ev->exit_code);
+        lua_setfield(L, -2, ev->exit_signal ? "signal" : "code");
+    }
     return 1;
 }
 
@@ -306,6 +310,58 @@ static int engine_signal(lua_State *L)
     if (nacos_engine_forked(u->e))
         return fail(L, NACOS_FORKED, FORKED_TEXT);
     return push_id(L, nacos_signal(u->e, numbers[luaL_checkoption(L, 2, NULL, names)]));
+}
+
+/** Pushes the list of strings at `t` as an array of C strings with a NULL at its end; the list keeps the strings. */
+static const char *const *push_words(lua_State *L, int t)
+{
+    luaL_checktype(L, t, LUA_TTABLE);
+    lua_Unsigned n = lua_rawlen(L, t);
+    const char **words = lua_newuserdatauv(L, (n + 1) * sizeof *words, 0);
+    for (lua_Unsigned i = 0; i < n; i++) {
+        luaL_argcheck(L, lua_rawgeti(L, t, (lua_Integer)i + 1) == LUA_TSTRING, t, "a list of strings expected");
+        words[i] = lua_tostring(L, -1);
+        lua_pop(L, 1);
+    }
+    words[n] = NULL;
+    return words;
+}
+
+/** engine:spawn(words [, environment {NAME = value} [, input]]) -> id */
+static int engine_spawn(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    size_t len = 0;
+    const char *input = luaL_optlstring(L, 4, NULL, &len);
+    nacos_command c = {.argv = push_words(L, 2), .input = input, .input_len = len};
+    luaL_argcheck(L, c.argv[0], 2, "no program");
+    if (!lua_isnoneornil(L, 3)) {
+        luaL_checktype(L, 3, LUA_TTABLE);
+        lua_newtable(L);
+        int list = lua_gettop(L);
+        for (lua_pushnil(L); lua_next(L, 3); lua_pop(L, 1)) {
+            luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3, "strings expected");
+            lua_pushfstring(L, "%s=%s", lua_tostring(L, -2), lua_tostring(L, -1));
+            lua_rawseti(L, list, (lua_Integer)lua_rawlen(L, list) + 1);
+        }
+        c.env = push_words(L, list);
+    }
+    if (nacos_engine_forked(u->e))
+        return fail(L, NACOS_FORKED, FORKED_TEXT);
+    return push_id(L, nacos_spawn(u->e, &c));
+}
+
+/** engine:kill(id, signal): to the process group of what spawn() started */
+static int engine_kill(lua_State *L)
+{
+    static const char *const names[] = {"HUP", "INT", "TERM", "QUIT", "KILL", "USR1", "USR2", NULL};
+    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2};
+    struct engine_ud *u = check_engine(L);
+    uint64_t id = (uint64_t)luaL_checkinteger(L, 2);
+    int number = numbers[luaL_checkoption(L, 3, NULL, names)];
+    if (!nacos_engine_forked(u->e))
+        nacos_kill(u->e, id, number);
+    return 0;
 }
 
 /* ---- client -------------------------------------------------------------------------------------------------------------- */
@@ -885,7 +941,8 @@ EXPORT int luaopen_nacos_core(lua_State *L)
 {
     static const luaL_Reg engine_methods[] = {
         {"wait", engine_wait},     {"fd", engine_fd},         {"forked", engine_forked}, {"timer", engine_timer},
-        {"signal", engine_signal}, {"client", engine_client}, {"close", engine_close},   {NULL, NULL}};
+        {"signal", engine_signal}, {"spawn", engine_spawn},   {"kill", engine_kill},     {"client", engine_client},
+        {"close", engine_close},   {NULL, NULL}};
     static const luaL_Reg client_methods[] = {{"get", client_get},
                                               {"publish", client_publish},
                                               {"remove", client_remove},

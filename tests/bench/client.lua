@@ -5,6 +5,8 @@
 --   client.lua read ADDRESS GROUP KEYS WAYS                 reads lines "COUNT"; answers "done WALL_NS CPU_NS"
 --   client.lua render ADDRESS GROUP KEYS FOLDER [nosync]    file i is rendered from a template that shows cfg-i
 --   client.lua step ADDRESS GROUP KEYS                      "done EMPTY_NS STEP_NS": an empty function, an idle nacos.step(0)
+--   client.lua beats ADDRESS SERVICE COUNT   registers so many instances: "ready NS"
+--   client.lua follow ADDRESS SERVICE INTERVAL push|poll    "ready NS", then "change TAG NS_SENT NS_SEEN"
 --
 -- The current folder gets the snapshots.
 
@@ -136,7 +138,35 @@ local function step()
   print(("done %.1f %.1f"):format(cost(nothing), cost(nacos.step)))
 end
 
-local modes = { watch = watch_all, add = add, read = read, render = render, step = step }
+local function beats()
+  local batch = { service_name = group, timeout = 60 }
+  for i = 0, keys - 1 do
+    batch[i + 1] = { ip = ("10.%d.%d.%d"):format(i // 62500, i // 250 % 250, i % 250 + 1), port = 80 }
+  end
+  assert(client:add_naming_instances(batch))
+  print("ready " .. now())
+  nacos.run()
+end
+
+local function follow(how)
+  local follower = nacos.client { server_addresses = address, push = how == "push" }
+  follower:watch_service(group, { interval = keys }, function(change)
+    local seen = now()
+    if change.first then
+      nacos.sleep(0.5) -- until pushes are asked for
+      print("ready " .. seen)
+    else
+      for _, instance in ipairs(change.added[1] and change.added or change.modified) do
+        if instance.metadata.sent then
+          print(("change %s %s %d"):format(instance.metadata.tag, instance.metadata.sent, seen))
+        end
+      end
+    end
+  end)
+  nacos.run()
+end
+
+local modes = { beats = beats, follow = follow, watch = watch_all, add = add, read = read, render = render, step = step }
 if mode == "watch" then
   modes.watch()
 elseif mode == "read" then

@@ -415,6 +415,77 @@ function figures.idle(run)
   row(run, "… CPU", ns, cpu, "≤ 300 ms", cpu.lunacos <= 300e6)
 end
 
+-- ---- services -----------------------------------------------------------------------------------------------------------
+
+function figures.beats(run)
+  local plain = limit.start("beat", run.server, "LIMIT-BEAT")
+  local costs = {}
+  for i = 1, run.rounds do
+    plain:send("2000")
+    local _, cpu = plain:expect("^done (%d+) (%d+)", 60)
+    costs[i] = cpu / 2000 * 1000
+  end
+  plain:stop()
+  for _, instances in ipairs { 1000, 10000 } do
+    local s = contest.server(true)
+    local p = lunacos.start("beats", s, "BEATS", tostring(instances))
+    local registered = p:expect("^ready (%d+)", 90) - p.started
+    process.sleep(6) -- the first beat of each is a whole one
+    local before, beats = p:usage(), s:stat("beats")
+    process.sleep(run.window / 2)
+    local after, done = p:usage(), s:stat("beats") - beats
+    local goal = instances == 1000 and 20e6 or 5e6
+    local values = { lunacos = (after.cpu - before.cpu) / done * 1000, curl = quantile(costs, 0) }
+    row(run, ("CPU for 1,000 beats, %d instances"):format(instances), ns, values, "≤ " .. ns(goal), values.lunacos <= goal)
+    run.add { figure = "… share of one core", lunacos = ("%.1f %%"):format((after.cpu - before.cpu) / (run.window / 2 * 1e9) * 100) }
+    run.add { figure = "… memory, threads, sockets", lunacos = ("%s, %d, %d"):format(mib(after.rss), after.threads, after.sockets),
+      goal = "2 threads, ≤ 4 sockets", met = after.threads == 2 and after.sockets <= 4 }
+    run.add { figure = "… start of the process → all registered", lunacos = ns(registered) }
+    p:stop()
+    s:stop()
+  end
+end
+
+function figures.services(run)
+  for _, how in ipairs { "push", "poll" } do
+    local service, list = "FOLLOW-" .. how, {}
+    local p = lunacos.start("follow", run.server, service, how == "push" and "7" or "1", how)
+    p:expect("^ready", 30)
+    for i = 1, how == "push" and run.rounds * 20 or run.rounds do
+      run.server:instance(service, "t" .. i)
+      local sent, seen = p:expect("^change t" .. i .. " (%d+) (%d+)", 30)
+      list[i] = seen - sent
+      process.sleep(0.02)
+    end
+    p:stop()
+    if how == "push" then
+      row(run, "change of an instance → callback, by push", ns, { lunacos = median(list) }, "≤ 600 µs", median(list) <= 600e3)
+    else
+      row(run, "… by asking every second", ns, { lunacos = median(list) })
+    end
+  end
+end
+
+---Lists without a network: the limit is jansson's bare parsing of the same text.
+function figures.lists(run)
+  local p = process.start({ contest.build .. "/bench_lists" })
+  local times = {}
+  process.wait(function()
+    return p.ended
+  end, 60)
+  for i = 1, p.last do
+    local name, seconds = (p.lines[i] or ""):match("^(%S+) (%S+)")
+    if name then
+      times[name] = tonumber(seconds) * 1e9
+    end
+  end
+  for _, n in ipairs { "1000", "10000" } do
+    row(run, ("a list of %s instances: parse"):format(n), ns, { lunacos = times["parse_" .. n], curl = times["jansson_" .. n] })
+    row(run, "… what changed, against the list before", ns, { lunacos = times["diff_" .. n] })
+    row(run, "… that nothing changed", ns, { lunacos = times["equal_" .. n] })
+  end
+end
+
 -- ---- templates ---------------------------------------------------------------------------------------------------------------
 
 function figures.templates(run)
@@ -463,6 +534,6 @@ function figures.templates(run)
   end
 end
 
-figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "idle" }
+figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "idle", "services", "beats", "lists" }
 
 return figures

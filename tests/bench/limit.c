@@ -1,10 +1,11 @@
 /** limit: what plain libcurl does with the same server, and nothing else: the lower bound that scripts/bench puts beside lunacos.
  * It also makes the changes that the others wait for.
  *
- *    limit publish URL                    reads lines: "one GROUP INDEX TAG", "all GROUP COUNT TAG"; answers "done NS"
- *    limit watch URL GROUP INDEX [FILE]   one key: long poll, then GET, for ever; with FILE the content goes there, fsynced and
- * renamed limit read URL GROUP KEYS WAYS       reads lines: "COUNT"; answers "done WALL_NS CPU_NS" after so many GETs, WAYS at a
- * time limit once URL GROUP KEYS WAYS       each key once, then "ready NS"
+ *    limit publish URL                    reads lines: "one GROUP INDEX TAG", "all GROUP COUNT TAG", "instance SERVICE TAG";
+ * answers "done NS" limit watch URL GROUP INDEX [FILE]   one key: long poll, then GET, for ever; with FILE the content goes there,
+ * fsynced and renamed limit read URL GROUP KEYS WAYS       reads lines: "COUNT"; answers "done WALL_NS CPU_NS" after so many GETs,
+ * WAYS at a time limit once URL GROUP KEYS WAYS       each key once, then "ready NS" limit beat URL SERVICE               registers
+ * one instance; reads lines "COUNT"; answers "done WALL_NS CPU_NS" after so many beats
  *
  *  Key i of a group is "cfg-i", its content "NS.TAG.xxx…" (1,024 bytes), NS the CLOCK_MONOTONIC moment before it was sent. The
  * clients print "ready NS" and "change TAG NS_SENT NS_SEEN", as every other contestant does. */
@@ -165,7 +166,44 @@ static struct slot *new_slots(int n)
     return slots;
 }
 
-/* ---- the four programs ------------------------------------------------------------------------------------------------------- */
+/* ---- services -------------------------------------------------------------------------------------------------------------- */
+
+/** A question whose parameters stand in the query. */
+static void ask_service(struct slot *s, const char *method, const char *query)
+{
+    char url[768];
+    snprintf(url, sizeof url, "%s/v1/ns/instance%s", base, query);
+    curl_easy_setopt(s->easy, CURLOPT_URL, url);
+    curl_easy_setopt(s->easy, CURLOPT_CUSTOMREQUEST, method);
+    s->len = 0;
+    perform(s);
+}
+
+/** Registers 10.9.9.9 again, with the moment and the tag in its metadata. */
+static void set_instance(struct slot *s, const char *service, const char *tag)
+{
+    char query[512];
+    snprintf(query, sizeof query, "?serviceName=%s&ip=10.9.9.9&port=9&metadata=sent%%3D%" PRId64 "%%2Ctag%%3D%s", service,
+             now(CLOCK_MONOTONIC), tag);
+    ask_service(s, "POST", query);
+}
+
+static void beat(const char *service)
+{
+    char line[64], query[256];
+    struct slot *s = new_slots(1);
+    snprintf(query, sizeof query, "?serviceName=%s&ip=10.9.9.8&port=8", service);
+    ask_service(s, "POST", query);
+    snprintf(query, sizeof query, "/beat?serviceName=%s&ip=10.9.9.8&port=8&clusterName=DEFAULT&ephemeral=true", service);
+    while (fgets(line, sizeof line, stdin)) {
+        int64_t wall = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
+        for (int i = atoi(line); i > 0; i--)
+            ask_service(s, "PUT", query);
+        printf("done %" PRId64 " %" PRId64 "\n", now(CLOCK_MONOTONIC) - wall, now(CLOCK_PROCESS_CPUTIME_ID) - cpu);
+    }
+}
+
+/* ---- the programs ------------------------------------------------------------------------------------------------------- */
 
 static void publish(void)
 {
@@ -179,6 +217,8 @@ static void publish(void)
             perform(slots);
         } else if (sscanf(line, "all %63s %d %63s", group, &n, tag) == 3) {
             run_many(multi, slots, PUBLISH_WAYS, &(struct work){group, tag, n, n, 0});
+        } else if (sscanf(line, "instance %63s %63s", group, tag) == 2) {
+            set_instance(slots + 1, group, tag);
         } else {
             die("unknown command");
         }
@@ -263,6 +303,8 @@ int main(int argc, char **argv)
         read_keys(argv[3], atoi(argv[4]), atoi(argv[5]), false);
     else if (strcmp(what, "once") == 0 && argc > 5)
         read_keys(argv[3], atoi(argv[4]), atoi(argv[5]), true);
+    else if (strcmp(what, "beat") == 0 && argc > 3)
+        beat(argv[3]);
     else
         die("see the top of limit.c");
     return 0;

@@ -167,7 +167,7 @@ end
 
 local clients = {}
 
----@param opts table|nil # on top of the usual; `false` takes one away
+---@param opts table|nil # on top of the usual; `false` takes one of those away
 function target.client(opts)
   local all = {
     server_addresses = target.url:match("^(.*)/nacos$"),
@@ -177,7 +177,11 @@ function target.client(opts)
     default_timeout = 15, -- a machine at work; the tests of time-outs say their own
   }
   for name, value in pairs(opts or {}) do
-    all[name] = value or nil
+    if value == false and all[name] ~= nil then
+      all[name] = nil
+    else
+      all[name] = value
+    end
   end
   local client = nacos.client(all)
   clients[#clients + 1] = client
