@@ -179,9 +179,11 @@ describe("the embedded server: services", function()
       says(ns("POST", "instance", at("s9", { ephemeral = "false" })), 400,
         "errCode: 400, errMsg: Current service DEFAULT_GROUP@@s9 is ephemeral service, can't register persistent instance. ")
       says(ns("POST", "service", { serviceName = "s9p" }), 200, "ok")
-      local refused = "errCode: 400, errMsg: Current service DEFAULT_GROUP@@s9p is persistent service, can't register ephemeral instance. "
+      local refused = "errCode: 400, errMsg: Current service DEFAULT_GROUP@@s9p is persistent service, "
+        .. "can't register ephemeral instance. "
       says(ns("POST", "instance", at("s9p")), 400, refused)
-      says(ns("PUT", "instance/beat", { serviceName = "s9p", beat = '{"serviceName":"DEFAULT_GROUP@@s9p","ip":"1","port":1}' }), 400, refused)
+      local full = '{"serviceName":"DEFAULT_GROUP@@s9p","ip":"1","port":1}'
+      says(ns("PUT", "instance/beat", { serviceName = "s9p", beat = full }), 400, refused)
       register("s9p", { ephemeral = "false" })
       assert.is_false(list("s9p").hosts[1].ephemeral)
       assert.equal(20404, beat(at("s9p")).code)
@@ -199,12 +201,14 @@ describe("the embedded server: services", function()
       says(ns("GET", "instance/list", { serviceName = "a@@b@@c" }), 400, illegal:format("serviceName"))
       says(ns("GET", "instance/list", { serviceName = "a", clusters = "ok,n%o" }), 400, illegal:format("cluster"))
       for _, port in ipairs { "x", "-1", "65536", "1.5", "99999999999999999999" } do
-        says(ns("POST", "instance", at("x", { port = port })), 400, "Param 'port' is illegal, the value should be between 0 and 65535.\r\n")
+        says(ns("POST", "instance", at("x", { port = port })), 400,
+          "Param 'port' is illegal, the value should be between 0 and 65535.\r\n")
       end
       says(ns("POST", "instance", at("x", { metadata = "a=" .. ("x"):rep(1100) })), 400,
         "Param 'Metadata' is illegal, the param length should not exceed 1024.\r\n")
       for _, weight in ipairs { "-1", "10001", "Infinity" } do
-        says(ns("POST", "instance", at("x", { weight = weight })), 400, "instance format invalid: The weights range from 0.0 to 10000.0")
+        says(ns("POST", "instance", at("x", { weight = weight })), 400,
+          "instance format invalid: The weights range from 0.0 to 10000.0")
       end
       for _, weight in ipairs { "abc", "0x10", "nan", "1 2" } do
         says(ns("POST", "instance", at("x", { weight = weight })), 400, 'For input string: "' .. weight .. '"')
@@ -226,8 +230,10 @@ describe("the embedded server: services", function()
 
     it("survive whatever is in a request", function()
       local huge = ("x"):rep(100000)
-      for _, value in ipairs { "", "\0", "a\0b", "\u{1F600}", "\xff\xfe", huge, "%s%n", "@@", "@@@@", "{", "[[[[", "null", "1e999" } do
-        for _, name in ipairs { "serviceName", "groupName", "namespaceId", "ip", "port", "clusterName", "weight", "metadata", "beat",
+      for _, value in ipairs {
+        "", "\0", "a\0b", "\u{1F600}", "\xff\xfe", huge, "%s%n", "@@", "@@@@", "{", "[[[[", "null", "1e999" } do
+        for _, name in ipairs { "serviceName", "groupName", "namespaceId", "ip", "port", "clusterName",
+          "weight", "metadata", "beat",
           "clusters", "udpPort", "clientIP", "instances", "protectThreshold", "selector" } do
           local fields = at("odd", { [name] = value })
           ns("POST", "instance", nil, { form = fields })
@@ -242,7 +248,8 @@ describe("the embedded server: services", function()
   describe("services", function()
     it("are made, read, changed, listed and removed", function()
       says(ns("POST", "service", { serviceName = "v1", protectThreshold = "0.5", metadata = "a=b", namespaceId = "v" }), 200, "ok")
-      says(ns("POST", "service", { serviceName = "v1", namespaceId = "v" }), 400, "specified service DEFAULT_GROUP@@v1 already exists!")
+      says(ns("POST", "service", { serviceName = "v1", namespaceId = "v" }), 400,
+        "specified service DEFAULT_GROUP@@v1 already exists!")
       local got = json.decode(ns("GET", "service", { serviceName = "v1", namespaceId = "v" }).body)
       assert.same({ namespaceId = "v", groupName = "DEFAULT_GROUP", name = "v1", protectThreshold = 0.5, metadata = { a = "b" },
         selector = { type = "none", contextType = "NONE" }, clusters = {} }, got)
@@ -310,7 +317,8 @@ describe("the embedded server: services", function()
 
     it("may be bad", function()
       says(ns("PUT", "instance/beat", { ip = "1", port = "1" }), 400, "Param 'serviceName' is required.")
-      for _, text in ipairs { "nope", "[]", '{"ip":"1","port":"x"}', '{"ip":5}', '{"metadata":5}', '{"metadata":{"a":[]}}', '{"weight":"x"}' } do
+      for _, text in ipairs { "nope", "[]", '{"ip":"1","port":"x"}', '{"ip":5}',
+        '{"metadata":5}', '{"metadata":{"a":[]}}', '{"weight":"x"}' } do
         assert.equal(500, ns("PUT", "instance/beat", { serviceName = "b4", beat = text }).status, text)
       end
       for _, text in ipairs { '{"ip":"a b","port":1}', '{"ip":"1","port":99999}', '{"ip":"1","port":1,"cluster":"a b"}' } do
@@ -451,7 +459,8 @@ describe("the embedded server: services", function()
       local stats = real:stats()
       assert.same({ 1, 2 }, { stats.subscribers, stats.pushes_sent })
       local subscribers = json.decode(ns("GET", "service/subscribers", { serviceName = "p" }, { server = real }).body)
-      assert.same({ count = 1, subscribers = { { addrStr = "127.0.0.1:" .. port, agent = AGENT, app = "", ip = "127.0.0.1", port = port,
+      assert.same({ count = 1, subscribers = { { addrStr = "127.0.0.1:" .. port, agent = AGENT, app = "",
+        ip = "127.0.0.1", port = port,
         namespaceId = "public", serviceName = "DEFAULT_GROUP@@p1", cluster = "" } } }, subscribers)
     end)
 
@@ -469,10 +478,12 @@ describe("the embedded server: services", function()
         follow("p3", { agent = agent })
       end
       assert.equal(0, json.decode(ns("GET", "service/subscribers", { serviceName = "p3" }, { server = real }).body).count)
-      for _, agent in ipairs { AGENT .. " extra", "Nacos-Java-Client:v1.4.2", "Nacos-Go-Client:v1.1.4", "Nacos-CSharp-Client:v1.0.0",
+      for _, agent in ipairs { AGENT .. " extra", "Nacos-Java-Client:v1.4.2", "Nacos-Go-Client:v1.1.4",
+        "Nacos-CSharp-Client:v1.0.0",
         "Nacos-DNS:v1.0.0", "vip-client4cpp:v1.2.0" } do
         follow("p3" .. #agent, { agent = agent })
-        assert.equal(1, json.decode(ns("GET", "service/subscribers", { serviceName = "p3" .. #agent }, { server = real }).body).count, agent)
+        local subscribers = ns("GET", "service/subscribers", { serviceName = "p3" .. #agent }, { server = real })
+        assert.equal(1, json.decode(subscribers.body).count, agent)
       end
       for _, ip in ipairs { "not an address", "999.1.1.1", "" } do
         follow("p4", { clientIP = ip })
@@ -481,7 +492,8 @@ describe("the embedded server: services", function()
     end)
 
     it("are repeated once when nobody acknowledges; beside it, what silence does to instances", function()
-      local SHORT = '{"preserved.heart.beat.interval":"1000","preserved.heart.beat.timeout":"3000","preserved.ip.delete.timeout":"6000"}'
+      local SHORT = json.encode { ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "3000",
+        ["preserved.ip.delete.timeout"] = "6000" }
       register("h-short", { metadata = SHORT })
       register("h-alive", { metadata = SHORT })
       register("h-long")
@@ -500,7 +512,8 @@ describe("the embedded server: services", function()
       repeat
         uv.run("nowait")
         beat(at("h-alive"))
-        beat { serviceName = "G@@h-astray", beat = '{"serviceName":"h-astray","ip":"10.0.0.1","port":80,"metadata":' .. SHORT .. "}" }
+        beat { serviceName = "G@@h-astray",
+          beat = '{"serviceName":"h-astray","ip":"10.0.0.1","port":80,"metadata":' .. SHORT .. "}" }
         look("h-astray", { groupName = "G" })
         look("h-short")
         look("h-alive")

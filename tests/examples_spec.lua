@@ -175,6 +175,78 @@ describe("namespaces.lua", function()
   end)
 end)
 
+---Register an instance; it stays until the process is stopped.
+local function register(service, port)
+  local process = support.start({ support.lunacos, "register", service, "--ip", "10.0.0.1", "--port", tostring(port),
+    "--weight", "2", "-s", server.address })
+  eventually(process, "not registered", function()
+    return process:stderr():find("registered " .. service, 1, true)
+  end)
+  return process
+end
+
+describe("nginx-upstream.lua", function()
+  it("renders the healthy instances, and reloads when the text differs", function()
+    local folder = support.tmpdir()
+    local output, applied = folder .. "/up.conf", folder .. "/applied"
+    local process = agent({ "nginx-upstream.lua", "shop", output, "cat", output, ">>", applied })
+    local none = "upstream shop {\n    server 127.0.0.1:1 down;\n}\n"
+    eventually(process, "no file", function()
+      return support.read(output) == none
+    end)
+    local instance = register("shop", 8080)
+    local one = "upstream shop {\n    server 10.0.0.1:8080 weight=2;\n}\n"
+    eventually(process, "the file is not: " .. one, function()
+      return support.read(output) == one and support.read(applied) == none .. one
+    end)
+    local second = register("shop", 8081)
+    local two = one:gsub("}\n", "    server 10.0.0.1:8081 weight=2;\n}\n")
+    eventually(process, "the file is not: " .. two, function()
+      return support.read(output) == two
+    end)
+    assert.equal(0, second:stop())
+    eventually(process, "not reloaded", function()
+      return support.read(applied) == none .. one .. two .. one
+    end)
+    process:signal("TERM")
+    assert.equal(0, process:wait(3))
+    assert.equal("", process:stderr())
+    assert.equal(0, instance:stop())
+  end)
+
+  it("says how it is used", function()
+    local code, _, err = support.run({ support.lunacos, "run", scripts .. "nginx-upstream.lua", "shop" })
+    assert.equal(1, code)
+    assert.matches("usage: nginx%-upstream.lua SERVICE OUTPUT", err)
+  end)
+end)
+
+describe("game-server.lua", function()
+  local function instances()
+    return select(2, support.run({ support.lunacos, "instances", "arena", "-s", server.address }))
+  end
+
+  it("registers itself from its frame loop, and takes itself out at the end", function()
+    local process = plain({ "game-server.lua", server.address, "arena", "7777", "240" })
+    eventually_prints(process, ": open for players\n")
+    eventually(process, "not listed", function()
+      return instances() == "arena\t127.0.0.1:7777\tDEFAULT\t1\thealthy\n"
+    end)
+    assert.equal(0, process:wait(30))
+    assert.matches("closed\n$", process:stdout())
+    assert.equal("", process:stderr())
+    eventually(process, "still listed", function()
+      return instances() == ""
+    end)
+  end)
+
+  it("loses no frame when no server answers", function()
+    local process = plain({ "game-server.lua", "127.0.0.1:1", "arena", "7777", "60" })
+    assert.equal(0, process:wait(10))
+    assert.matches("frame 60: not registered: cannot register arena", process:stdout())
+  end)
+end)
+
 describe("every example", function()
   it("is short", function()
     local _, list = support.run("ls " .. scripts .. "*.lua")
@@ -184,6 +256,6 @@ describe("every example", function()
       assert(lines <= 40, path .. " has " .. lines .. " lines")
       count = count + 1
     end
-    assert(count >= 4)
+    assert(count >= 6)
   end)
 end)

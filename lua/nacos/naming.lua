@@ -402,17 +402,20 @@ function Client:add_naming_instances(list)
   if type(list) ~= "table" then
     error("bad argument to 'add_naming_instances' (table expected, got " .. type(list) .. ")", 2)
   end
-  local wanted = {}
+  local wanted, common = {}, {}
+  for name, value in pairs(list) do
+    if type(name) ~= "number" then
+      common[name] = value
+    end
+  end
   for i, given in ipairs(list) do
     local what = "add_naming_instances, instance " .. i
     if type(given) ~= "table" then
       error(("bad argument to '%s' (table expected, got %s)"):format(what, type(given)), 2)
     end
     local args = {}
-    for name, value in pairs(list) do
-      if type(name) ~= "number" then
-        args[name] = value
-      end
+    for name, value in pairs(common) do
+      args[name] = value
     end
     for name, value in pairs(given) do
       args[name] = value

@@ -246,16 +246,14 @@ static json_t *value_text(json_t *value)
 /** An object of strings, from an object of scalars. NULL: it is none, or memory ran out. */
 static json_t *strings_of(json_t *object)
 {
-    json_t *strings = json_is_object(object) ? json_object() : NULL, *value;
-    const char *name;
-    if (strings)
-        json_object_foreach(object, name, value)
-        {
-            if (!json_is_null(value) && json_object_set_new(strings, name, value_text(value)) != 0) {
-                json_decref(strings);
-                return NULL;
-            }
+    json_t *strings = json_is_object(object) ? json_object() : NULL;
+    for (void *i = strings ? json_object_iter(object) : NULL; i; i = json_object_iter_next(object, i)) {
+        json_t *value = json_object_iter_value(i);
+        if (!json_is_null(value) && json_object_set_new(strings, json_object_iter_key(i), value_text(value)) != 0) {
+            json_decref(strings);
+            return NULL;
         }
+    }
     return strings;
 }
 
@@ -710,17 +708,12 @@ static bool in_batch(const struct instance *i, json_t *list)
 static void batch_one(struct instance *i, json_t *metadata, bool removes, json_t *updated)
 {
     struct patch *p = patch_for(i);
-    const char *name;
-    json_t *value;
     if (!p)
         return;
     if (!removes)
         json_object_update(p->metadata, metadata);
-    else
-        json_object_foreach(metadata, name, value)
-        {
-            json_object_del(p->metadata, name);
-        }
+    for (void *m = removes ? json_object_iter(metadata) : NULL; m; m = json_object_iter_next(metadata, m))
+        json_object_del(p->metadata, json_object_iter_key(m));
     instance_changed(i);
     json_array_append_new(updated, json_sprintf("%s:%d:unknown:%s:%s", i->ip, i->port, i->cluster,
                                                 i->roster->ephemeral ? "ephemeral" : "persistent"));

@@ -10,6 +10,7 @@
 
 enum {
     KEY = 640,      /* bytes of an ip:port */
+    NAME = 4608,    /* bytes of a namespace and a grouped name */
     CHECK = 5000,   /* ms between looks at one instance's beats */
     SWEEP = 5000,   /* ms between looks for what nobody needs any more */
     ORPHAN = 60000, /* ms that a patch survives its instance */
@@ -456,7 +457,7 @@ void instance_beat(struct instance *i)
 
 struct roster *registry_find(struct registry *g, const char *namespace, const char *name)
 {
-    char key[1024];
+    char key[NAME];
     size_t n = strlen(namespace) + 1, m = strlen(name) + 1;
     struct roster *o = NULL;
     if (n + m > sizeof key)

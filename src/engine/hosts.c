@@ -5,8 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/buf.h"
-#include "engine/scan.h"
+#include "engine/protocol.h"
+
+/** Bytes that live elsewhere; p NULL: none. */
+struct text {
+    const char *p;
+    size_t len;
+};
 
 /** What a record begins with; then come ip, cluster and the metadata's names and values, each with its NUL. No padding: records are
  * compared as bytes. */
@@ -24,13 +29,13 @@ enum { HEALTHY = 1, ENABLED = 2, EPHEMERAL = 4 };
 
 struct entry {
     uint64_t key;
-    struct scan_text ip, cluster, id; /* id.p NULL: none */
+    struct text ip, cluster, id; /* id.p NULL: none */
     struct facts facts;
     size_t first_pair;
 };
 
 struct pair {
-    struct scan_text name, value;
+    struct text name, value;
 };
 
 /** The strings live elsewhere: in the text that is read, or in other lists. */
@@ -40,7 +45,7 @@ struct draft {
     struct pair *pairs;
     size_t pair_count, pair_cap;
     nacos_hosts view; /* all but the list */
-    struct scan_text name, group, clusters;
+    struct text name, group, clusters;
     bool failed; /* out of memory */
 };
 
@@ -64,7 +69,7 @@ static void *grow(void *items, size_t count, size_t *cap, size_t size)
 
 /** IPv4 address and port as one number, or NOT_IPV4 (larger than all of them) for everything else, leading zeros included. */
 #define NOT_IPV4 UINT64_MAX
-static uint64_t key_of(struct scan_text ip, int port)
+static uint64_t key_of(struct text ip, int port)
 {
     const char *p = ip.p, *end = ip.p + ip.len;
     uint64_t address = 0;
@@ -83,13 +88,13 @@ static uint64_t key_of(struct scan_text ip, int port)
     return p == end ? address << 16 | (uint16_t)port : NOT_IPV4;
 }
 
-static struct scan_text text_of(const char *s)
+static struct text text_of(const char *s)
 {
-    return (struct scan_text){s, s ? strlen(s) : 0};
+    return (struct text){s, s ? strlen(s) : 0};
 }
 
 /** As strcmp(). */
-static int compare_text(const struct scan_text *a, const struct scan_text *b)
+static int compare_text(const struct text *a, const struct text *b)
 {
     int c = memcmp(a->p, b->p, a->len < b->len ? a->len : b->len);
     return c ? c : (a->len > b->len) - (a->len < b->len);
@@ -149,7 +154,7 @@ static void draft_entry(struct draft *d, const struct entry *e)
     entries[d->count++].key = key_of(e->ip, e->facts.port);
 }
 
-static bool draft_pair(struct draft *d, struct scan_text name, struct scan_text value)
+static bool draft_pair(struct draft *d, struct text name, struct text value)
 {
     struct pair *pairs = grow(d->pairs, d->pair_count, &d->pair_cap, sizeof(*pairs));
 
@@ -229,7 +234,7 @@ static struct place *sorted(struct draft *d)
     return places;
 }
 
-static const char *put_text(char **o, const struct scan_text *t)
+static const char *put_text(char **o, const struct text *t)
 {
     char *start = *o;
 
@@ -303,7 +308,7 @@ static struct hosts *build(struct draft *d)
 /* ---- reading ---- */
 
 /** Neither empty nor with characters that would break a line or a column of output. */
-static bool is_word(const struct scan_text *t)
+static bool is_word(const struct text *t)
 {
     for (size_t i = 0; i < t->len; i++)
         if ((unsigned char)t->p[i] <= ' ' || t->p[i] == 0x7F)
@@ -311,203 +316,119 @@ static bool is_word(const struct scan_text *t)
     return t->len > 0;
 }
 
-static bool read_flag(const struct scan_value *v, int *flag)
+/** The member is there and not null. */
+static json_t *member(json_t *object, const char *name)
 {
-    *flag = v->kind == SCAN_TRUE;
-    return v->kind == SCAN_TRUE || v->kind == SCAN_FALSE;
+    json_t *v = json_object_get(object, name);
+    return json_is_null(v) ? NULL : v;
 }
 
-static bool read_text(const struct scan_value *v, struct scan_text *t)
+/* Each takes the member, if there is one; false: it is of a wrong kind. */
+
+static bool read_text(json_t *v, struct text *t)
 {
-    *t = v->text;
-    return v->kind == SCAN_STRING && t->p;
+    if (v)
+        *t = (struct text){json_string_value(v), json_string_length(v)};
+    return !v || (json_is_string(v) && !memchr(t->p, 0, t->len));
 }
 
-/** Reads the object of strings whose bracket was read. */
-static bool read_metadata(struct scan *s, struct draft *d)
+static bool read_flag(json_t *v, bool *flag)
 {
-    struct scan_text name;
-    struct scan_value v;
-    bool fine = true;
+    if (v)
+        *flag = json_is_true(v);
+    return !v || json_is_boolean(v);
+}
 
-    for (bool first = true; scan_member(s, &first, &name);) {
-        if (!scan_value(s, &v))
-            break;
-        if (v.kind != SCAN_NULL)
-            fine = fine && name.p && v.kind == SCAN_STRING && v.text.p && draft_pair(d, name, v.text);
-        scan_skip(s, &v);
+static bool read_metadata(json_t *v, struct draft *d)
+{
+    const char *name;
+    json_t *value;
+    if (v && !json_is_object(v))
+        return false;
+    json_object_foreach(v, name, value)
+    {
+        struct text t;
+        if (json_is_null(value))
+            continue;
+        if (!read_text(value, &t) || !draft_pair(d, text_of(name), t))
+            return false;
     }
-    return fine;
+    return true;
 }
 
-/** Which member of an entry; a bit each, for those that turned out to be of a wrong kind. */
-enum member { M_IP, M_PORT, M_WEIGHT, M_HEALTHY, M_VALID, M_ENABLED, M_EPHEMERAL, M_CLUSTER, M_METADATA, M_ID, M_UNKNOWN };
-
-static enum member member_of(const struct scan_text *name)
-{
-    static const char *const names[] = {"ip",      "port",      "weight",      "healthy",  "valid",
-                                        "enabled", "ephemeral", "clusterName", "metadata", "instanceId"};
-    for (int i = 0; i < M_UNKNOWN; i++)
-        if (scan_is(name, names[i]))
-            return (enum member)i;
-    return M_UNKNOWN;
-}
-
-/** Reads the entry whose opening bracket was read into the draft, or counts it as skipped. */
-static void read_entry(struct scan *s, struct draft *d)
+/** Reads an entry into the draft, or counts it as skipped. */
+static void read_entry(json_t *j, struct draft *d)
 {
     struct entry e = {.ip = {"", 0}, .cluster = {"DEFAULT", 7}, .facts = {.weight = 1}};
-    int healthy = -1, valid = -1, enabled = 1, ephemeral = 1;
+    bool healthy = true, enabled = true, ephemeral = true;
+    json_t *port = member(j, "port"), *weight = member(j, "weight"), *health = member(j, "healthy");
     size_t first_pair = d->pair_count;
-    unsigned int wrong = 0;
-    int64_t port = -1;
-    struct scan_text name;
-    struct scan_value v;
-
-    for (bool first = true; scan_member(s, &first, &name);) {
-        if (!scan_value(s, &v))
-            return;
-        enum member m = member_of(&name);
-        bool fine = true;
-        if (v.kind == SCAN_NULL)
-            continue;
-        switch (m) {
-        case M_IP:
-            fine = read_text(&v, &e.ip);
-            break;
-        case M_PORT:
-            port = v.integer;
-            fine = v.kind == SCAN_INTEGER;
-            break;
-        case M_WEIGHT:
-            e.facts.weight = v.real + 0.0; /* -0 is 0 */
-            fine = v.kind == SCAN_INTEGER || v.kind == SCAN_REAL;
-            break;
-        case M_HEALTHY:
-            fine = read_flag(&v, &healthy);
-            break;
-        case M_VALID:
-            fine = read_flag(&v, &valid);
-            break;
-        case M_ENABLED:
-            fine = read_flag(&v, &enabled);
-            break;
-        case M_EPHEMERAL:
-            fine = read_flag(&v, &ephemeral);
-            break;
-        case M_CLUSTER:
-            fine = read_text(&v, &e.cluster);
-            break;
-        case M_ID:
-            fine = read_text(&v, &e.id);
-            break;
-        case M_METADATA:
-            fine = v.kind == SCAN_OBJECT;
-            if (fine) {
-                d->pair_count = first_pair;
-                fine = read_metadata(s, d);
-                v.kind = SCAN_NOTHING; /* read to its end */
-            }
-            break;
-        case M_UNKNOWN:
-            break;
-        }
-        wrong = fine ? wrong & ~(1U << m) : wrong | 1U << m; /* the last one counts */
-        scan_skip(s, &v);
-    }
-    if (wrong == 0 && e.cluster.len == 0)
-        e.cluster = (struct scan_text){"DEFAULT", 7};
-    if (wrong || !is_word(&e.ip) || port < 0 || port > 65535 || !is_word(&e.cluster) || e.facts.weight < 0 ||
-        !isfinite(e.facts.weight)) {
+    bool fine = json_is_object(j) && read_text(member(j, "ip"), &e.ip) && is_word(&e.ip) && json_is_integer(port) &&
+                json_integer_value(port) >= 0 && json_integer_value(port) <= 65535 && (!weight || json_is_number(weight)) &&
+                read_flag(health ? health : member(j, "valid"), &healthy) && read_flag(member(j, "enabled"), &enabled) &&
+                read_flag(member(j, "ephemeral"), &ephemeral) && read_text(member(j, "clusterName"), &e.cluster) &&
+                read_text(member(j, "instanceId"), &e.id) && read_metadata(member(j, "metadata"), d);
+    if (weight)
+        e.facts.weight = json_number_value(weight) + 0.0; /* -0 is 0 */
+    if (e.cluster.len == 0)
+        e.cluster = text_of("DEFAULT");
+    if (!fine || !is_word(&e.cluster) || !(e.facts.weight >= 0) || !isfinite(e.facts.weight)) {
         d->pair_count = first_pair;
         d->view.skipped++;
         return;
     }
-    e.facts.port = (uint16_t)port;
-    e.facts.flags =
-        (uint8_t)(((healthy >= 0 ? healthy : valid != 0) ? HEALTHY : 0) | (enabled ? ENABLED : 0) | (ephemeral ? EPHEMERAL : 0));
+    e.facts.port = (uint16_t)json_integer_value(port);
+    e.facts.flags = (uint8_t)((healthy ? HEALTHY : 0) | (enabled ? ENABLED : 0) | (ephemeral ? EPHEMERAL : 0));
     draft_metadata(d, &e, first_pair);
     draft_entry(d, &e);
 }
 
-static void read_entries(struct scan *s, struct draft *d)
-{
-    struct scan_value v;
-
-    d->count = d->pair_count = d->view.skipped = 0;
-    for (bool first = true; !d->failed && scan_item(s, &first);) {
-        if (!scan_value(s, &v))
-            return;
-        if (v.kind == SCAN_OBJECT) {
-            read_entry(s, d);
-        } else {
-            d->view.skipped++;
-            scan_skip(s, &v);
-        }
-    }
-}
-
 /** Takes "group@@name" apart; a name without a group may have it in a member of its own. */
-static void read_name(struct draft *d, struct scan_text name, struct scan_text group)
+static void read_name(struct draft *d, json_t *j)
 {
+    struct text name = {NULL, 0}, group = {"", 0};
+    json_t *given = member(j, "name");
+    if (!read_text(given ? given : member(j, "dom"), &name) || !name.len)
+        name.p = NULL;
+    if (!read_text(member(j, "groupName"), &group))
+        group = text_of("");
     const char *at = name.p ? memmem(name.p, name.len, "@@", 2) : NULL;
-
     d->name = name;
-    d->group = group.p ? group : (struct scan_text){"", 0};
+    d->group = group;
     if (at) {
-        d->group = (struct scan_text){name.p, (size_t)(at - name.p)};
-        d->name = (struct scan_text){at + 2, name.len - d->group.len - 2};
+        d->group = (struct text){name.p, (size_t)(at - name.p)};
+        d->name = (struct text){at + 2, name.len - d->group.len - 2};
     }
     if (d->name.len == 0)
         d->name.p = NULL;
 }
 
+static int64_t read_number(json_t *v)
+{
+    return json_is_integer(v) && json_integer_value(v) > 0 ? json_integer_value(v) : 0;
+}
+
 struct hosts *hosts_parse(const char *json, size_t len)
 {
     struct draft d = {.clusters = {"", 0}};
-    struct scan_text member, name = {NULL, 0}, dom = {NULL, 0}, group = {NULL, 0};
-    struct scan_value v;
-    struct scan s;
-    bool found = false;
-
-    scan_init(&s, json, len);
-    if (scan_value(&s, &v) && v.kind == SCAN_OBJECT) {
-        for (bool first = true; !d.failed && scan_member(&s, &first, &member);) {
-            if (!scan_value(&s, &v))
-                break;
-            if (scan_is(&member, "hosts")) {
-                found = v.kind == SCAN_ARRAY;
-                if (found) {
-                    read_entries(&s, &d);
-                    continue;
-                }
-            } else if (v.kind == SCAN_STRING && v.text.p) {
-                if (scan_is(&member, "name"))
-                    name = v.text;
-                else if (scan_is(&member, "dom"))
-                    dom = v.text;
-                else if (scan_is(&member, "groupName"))
-                    group = v.text;
-                else if (scan_is(&member, "clusters"))
-                    d.clusters = v.text;
-            } else if (v.kind == SCAN_INTEGER && v.integer >= 0) {
-                if (scan_is(&member, "lastRefTime"))
-                    d.view.ref_time = v.integer;
-                else if (scan_is(&member, "cacheMillis"))
-                    d.view.cache_ms = v.integer;
-            } else if (scan_is(&member, "reachProtectionThreshold")) {
-                d.view.protection = v.kind == SCAN_TRUE;
-            }
-            scan_skip(&s, &v);
-        }
-    }
-    read_name(&d, name.p ? name : dom, group);
+    json_t *j = json_loadb(json, len, JSON_ALLOW_NUL, NULL), *hosts = json_object_get(j, "hosts"),
+           *entry; /* a NUL costs its entry only */
     struct hosts *h = NULL;
-    if (found && scan_end(&s))
+    size_t i;
+    if (json_is_array(hosts)) {
+        read_name(&d, j);
+        if (!read_text(member(j, "clusters"), &d.clusters))
+            d.clusters = text_of("");
+        d.view.ref_time = read_number(json_object_get(j, "lastRefTime"));
+        d.view.cache_ms = read_number(json_object_get(j, "cacheMillis"));
+        d.view.protection = json_is_true(json_object_get(j, "reachProtectionThreshold"));
+        json_array_foreach(hosts, i, entry)
+        {
+            read_entry(entry, &d);
+        }
         h = build(&d);
-    else
-        draft_free(&d);
-    scan_free(&s);
+    }
+    json_decref(j);
     return h;
 }
 
@@ -702,83 +623,24 @@ const nacos_instance *hosts_find(const struct hosts *h, const char *ip, int port
 
 /* ---- writing ---- */
 
-static void put_json_text(struct buf *b, const char *text)
+static json_t *entry_json(const nacos_instance *x)
 {
-    const char *plain = text;
-
-    buf_puts(b, "\"");
-    for (; *text; text++) {
-        if (*text != '"' && *text != '\\' && (unsigned char)*text >= 0x20)
-            continue;
-        buf_append(b, plain, (size_t)(text - plain));
-        buf_printf(b, "\\u%04x", (unsigned int)(unsigned char)*text);
-        plain = text + 1;
-    }
-    buf_append(b, plain, (size_t)(text - plain));
-    buf_puts(b, "\"");
-}
-
-/** printf() would write a comma in some locales. */
-static void put_json_number(struct buf *b, double d)
-{
-    char text[64];
-
-    if (d >= 0 && d < 1e15 && d == (double)(int64_t)d) {
-        buf_printf(b, "%lld.0", (long long)d);
-        return;
-    }
-    json_t *j = json_real(d);
-    size_t len = j ? json_dumpb(j, text, sizeof(text), JSON_ENCODE_ANY | JSON_REAL_PRECISION(17)) : 0;
-    json_decref(j);
-    if (len == 0 || len > sizeof(text))
-        b->failed = true;
-    else
-        buf_append(b, text, len);
-}
-
-static const char *json_flag(bool flag)
-{
-    return flag ? "true" : "false";
+    return json_pack("{s:s, s:i, s:s, s:f, s:b, s:b, s:b, s:s*, s:o}", "ip", x->ip, "port", x->port, "clusterName", x->cluster,
+                     "weight", x->weight, "healthy", x->healthy, "enabled", x->enabled, "ephemeral", x->ephemeral, "instanceId",
+                     x->id, "metadata", pairs_json(x->metadata, x->metadata_count));
 }
 
 char *hosts_json(const struct hosts *h, const char *name, size_t *len)
 {
-    struct buf b;
-
-    buf_init(&b, SIZE_MAX / 4);
-    buf_puts(&b, "{\"name\":");
-    put_json_text(&b, name);
-    buf_puts(&b, ",\"clusters\":");
-    put_json_text(&b, h->clusters);
-    buf_printf(&b, ",\"cacheMillis\":%lld,\"lastRefTime\":%lld,\"reachProtectionThreshold\":%s,\"hosts\":[",
-               (long long)h->view.cache_ms, (long long)h->view.ref_time, json_flag(h->view.protection));
-    for (size_t i = 0; i < h->view.count; i++) {
-        const nacos_instance *x = &h->view.list[i];
-        buf_puts(&b, i ? ",\n{\"ip\":" : "\n{\"ip\":");
-        put_json_text(&b, x->ip);
-        buf_printf(&b, ",\"port\":%d,\"clusterName\":", x->port);
-        put_json_text(&b, x->cluster);
-        buf_puts(&b, ",\"weight\":");
-        put_json_number(&b, x->weight);
-        buf_printf(&b, ",\"healthy\":%s,\"enabled\":%s,\"ephemeral\":%s", json_flag(x->healthy), json_flag(x->enabled),
-                   json_flag(x->ephemeral));
-        if (x->id) {
-            buf_puts(&b, ",\"instanceId\":");
-            put_json_text(&b, x->id);
-        }
-        buf_puts(&b, ",\"metadata\":{");
-        for (size_t k = 0; k < x->metadata_count; k++) {
-            buf_puts(&b, k ? "," : "");
-            put_json_text(&b, x->metadata[k].name);
-            buf_puts(&b, ":");
-            put_json_text(&b, x->metadata[k].value);
-        }
-        buf_puts(&b, "}}");
-    }
-    buf_puts(&b, "]}\n");
-    if (b.failed) {
-        buf_free(&b);
-        return NULL;
-    }
-    return buf_take(&b, len);
+    json_t *list = json_array();
+    for (size_t i = 0; i < h->view.count; i++)
+        json_array_append_new(list, entry_json(&h->view.list[i]));
+    bool whole = json_array_size(list) == h->view.count;
+    json_t *j = json_pack("{s:s, s:s, s:I, s:I, s:b, s:o}", "name", name, "clusters", h->clusters, "cacheMillis",
+                          (json_int_t)h->view.cache_ms, "lastRefTime", (json_int_t)h->view.ref_time, "reachProtectionThreshold",
+                          h->view.protection, "hosts", list);
+    char *text = j && whole ? json_dumps(j, JSON_COMPACT) : NULL;
+    json_decref(j);
+    *len = text ? strlen(text) : 0;
+    return text;
 }

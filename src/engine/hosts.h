@@ -27,11 +27,10 @@ struct hosts {
 };
 
 /** Reads the ServiceInfo JSON of 1.x, 2.x and 3.x, `{"hosts":[…],…}`. Entries that are no instances (not an object, no usable ip or
- * port, members of the wrong type, text that is not UTF-8 or holds NUL, metadata that is not an object of strings) are left out and
- * counted in view.skipped, as are further ones with the same identity. Missing members take the server's defaults: weight 1,
- * healthy, enabled, ephemeral, cluster DEFAULT; members that are null are passed over. Unknown members are fine; of a member that
- * comes twice the last counts. `valid` (1.x) is an older name of `healthy`. NULL: not such JSON, or out of memory. Memory while it
- * reads is a small multiple of `len`, whatever the text is. */
+ * port, members of the wrong type, text with NUL, metadata that is not an object of strings) are left out and counted in
+ * view.skipped, as are further ones with the same identity. Missing members take the server's defaults: weight 1, healthy, enabled,
+ * ephemeral, cluster DEFAULT; null is the same as missing. Unknown members are fine; of a member that comes twice the last counts.
+ * `valid` (1.x) is an older name of `healthy`. NULL: not such JSON, or out of memory. */
 struct hosts *hosts_parse(const char *json, size_t len);
 /** A list of this one instance, copied. NULL: out of memory. */
 struct hosts *hosts_of(const nacos_instance *i);

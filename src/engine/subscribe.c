@@ -30,7 +30,7 @@ static void deliver(struct nacos_subscription *s, struct hosts *h, nacos_source 
     nacos_engine *e = s->client->engine;
     struct event *ev = &s->event;
     struct hosts *old = current(s);
-    bool same = old && hosts_equal(old, h);
+    bool same = old && hosts_equal(old, h) && old->view.protection == h->view.protection;
     bool news = !same || (ev->held > 0) != (held > 0) || ev->source != source;
     pthread_mutex_lock(&e->lock);
     if (!same)
@@ -110,42 +110,57 @@ static bool overridden(struct nacos_subscription *s)
     return over != NULL;
 }
 
+static bool subscribes(const struct nacos_subscription *s, const struct hosts *h)
+{
+    return strcmp(s->key.data_id, h->name) == 0 && (!*h->group || strcmp(s->key.group, h->group) == 0);
+}
+
+/** The server shall be asked about it soon, not more than once in HINT_MS because of pushes. */
+static void hint(struct nacos_subscription *s)
+{
+    int64_t since = now_ms() - s->asked;
+    if (!s->request)
+        timer_set(&s->client->engine->timers, &s->timer, since > HINT_MS ? 0 : HINT_MS - since, ask, s);
+}
+
+/** Why a list that was pushed for this subscription cannot be taken; NULL: it was. */
+static const char *take_push(struct nacos_subscription *s, struct hosts *h)
+{
+    if (s->event.source == NACOS_FROM_FAILOVER)
+        return "a failover file says what the list is";
+    if (h->view.ref_time <= s->ref_time)
+        return "it is not newer than what is known";
+    take(s, h);
+    return NULL;
+}
+
 bool subscribe_pushed(struct nacos_client *c, struct hosts *h, bool trusted, const char **why)
 {
-    struct nacos_subscription *found = NULL;
+    struct nacos_subscription *exact = NULL;
     int matches = 0;
+    *why = "no such service is followed";
     for (struct nacos_subscription *s = c->subscriptions; s; s = s->next) {
-        if (strcmp(s->key.data_id, h->name) == 0 && (!*h->group || strcmp(s->key.group, h->group) == 0) &&
-            strcmp(s->clusters, h->clusters) == 0) {
-            found = s;
+        if (subscribes(s, h) && strcmp(s->clusters, h->clusters) == 0) {
+            exact = s;
             matches++;
         }
     }
-    if (!found) {
-        *why = "no such service is followed";
-        return false;
+    /* a datagram names no namespace, and its sender may be anybody: then let the servers say what is true */
+    bool sure = matches == 1 && trusted, taken = false;
+    if (sure) {
+        *why = take_push(exact, h);
+        taken = *why == NULL;
     }
-    if (matches == 1 && trusted) {
-        if (h->view.ref_time <= found->ref_time) {
-            *why = "it is not newer than what is known";
-            return false;
-        }
-        if (found->event.source == NACOS_FROM_FAILOVER) {
-            *why = "a failover file says what the list is";
-            return false;
-        }
-        take(found, h);
-        return true;
-    }
-    /* a datagram names no namespace, and its sender may be anybody: let the servers say what is true */
+    /* a server pushes with the clusters of the question that came last, once for all who follow the service */
     for (struct nacos_subscription *s = c->subscriptions; s; s = s->next) {
-        int64_t since = now_ms() - s->asked;
-        if (strcmp(s->key.data_id, h->name) == 0 && !s->request)
-            timer_set(&c->engine->timers, &s->timer, since > HINT_MS ? 0 : HINT_MS - since, ask, s);
+        if (!subscribes(s, h) || (sure && (s == exact || !taken)))
+            continue;
+        hint(s);
+        if (!sure)
+            *why = trusted ? "others may be meant: the server is asked"
+                           : "it comes from no server of the list: the servers are asked instead";
     }
-    *why = trusted ? "several followed services may be meant: the server is asked"
-                   : "it comes from no server of the list: the servers are asked instead";
-    return false;
+    return taken;
 }
 
 /* ---- questions ----------------------------------------------------------------------------------------------------------- */

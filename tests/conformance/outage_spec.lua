@@ -1,4 +1,4 @@
---- A server that is killed and comes back under 100 watches, and everything about users and tokens.
+--- A server that is killed and comes back under 100 watches and a registered instance, and everything about users and tokens.
 -- luacheck: std lua54+busted
 
 local nacos = require "nacos"
@@ -220,6 +220,16 @@ describe("an outage of " .. target.name, function()
       return true
     end)
 
+    -- an instance that is kept alive, and somebody who follows its service
+    local service, ends = "outage-" .. group, 0
+    assert(client:add_naming_instance(service, "10.0.0.1", 80, nil, 2, { a = "b" }))
+    assert(client:watch_service(service, { interval = 1 }, function(change)
+      ends = ends + #change.removed
+    end))
+    support.eventually(function()
+      return client:select_instance(service) and #client:list_naming_instance(service) == 1
+    end)
+
     target.kill9()
     -- what was known stays known, and says where it comes from
     local content, source = client:get_config("key-7", group, 3)
@@ -233,6 +243,17 @@ describe("an outage of " .. target.name, function()
     ok, err = publisher:publish_config("key-7", group, "lost", { type = "text", timeout = 3 })
     assert.is_nil(ok)
     assert.are.equal("unavailable", err.code)
+
+    support.eventually(function() -- lists are written to disk a little later, too
+      local list, from = client:list_naming_instance { service_name = service, timeout = 3 }
+      return list and from == "snapshot" and #list == 1, tostring(from)
+    end)
+    assert.are.equal("10.0.0.1", assert(client:select_instance(service)).ip)
+    ok, err = publisher:add_naming_instance { service_name = service, ip = "10.0.0.2", port = 80, timeout = 3 }
+    assert.is_nil(ok)
+    assert.are.equal("unavailable", err.code)
+    local _, why = publisher:list_naming_instance { service_name = service, timeout = 3 }
+    assert.are.equal("unavailable", why.code)
 
     -- It takes seconds: the watches go on trying meanwhile. A real server answers logins with 500 until it has loaded its users; a
     -- client that is born at that time must not take this for a wrong password.
@@ -248,6 +269,13 @@ describe("an outage of " .. target.name, function()
       assert.are.equal(target.auth and "old 70" or nil, early)
     end
     target.back(process)
+
+    -- The server has forgotten the instance: the next beat brings it back, as it was. Nobody was told that it had gone.
+    support.eventually(function()
+      local list = publisher:list_naming_instance(service)
+      return list and list[1] and list[1].weight == 2 and list[1].metadata.a == "b", "not registered again"
+    end, 20)
+    assert.are.equal(0, ends)
 
     -- others may have changed anything by then
     for i = 1, COUNT do

@@ -30,20 +30,35 @@ function common.check(value, err, ...)
   return value, err, ...
 end
 
----Call a method of the client; leave the command when it fails. What the client's own checks refuse is a wrong command line.
-function common.call(client, method, ...)
+-- What the client calls an argument, on the command line.
+local WORDS = {
+  data_id = "data id", cas_md5 = "--cas", app_name = "--app-name", service_name = "service", group_name = "--group",
+  cluster_name = "--cluster", clusters = "--cluster", ip = "--ip", port = "--port", weight = "--weight", metadata = "--meta",
+  heartbeat_interval = "--interval", hold = "--hold",
+}
+
+---Call a method of the client. What the client's own checks refuse is a wrong command line: leave the command.
+---@return any ... # what the method returned
+function common.try(client, method, ...)
   local results = table.pack(pcall(client[method], client, ...))
-  if not results[1] then
-    local argument, reason = tostring(results[2]):match("^.-bad argument '(.-)' to '.-' %((.*)%)$")
-    if argument then
-      local names = { data_id = "data id", cas_md5 = "--cas", app_name = "--app-name" }
-      local subject = argument == "data_id" and (" '%s'"):format(tostring((...))) or ""
-      reason = reason:gsub("; remove_config deletes the item", "; `lunacos rm` deletes the configuration")
-      common.fail(common.USAGE, ("bad %s%s: %s"):format(names[argument] or argument, subject, reason))
-    end
+  if results[1] then
+    return table.unpack(results, 2, results.n)
+  end
+  local argument, reason = tostring(results[2]):match("^.-bad argument '(.-)' to '.-' %((.*)%)$")
+  if not argument then
     error(results[2], 0)
   end
-  return common.check(table.unpack(results, 2, results.n))
+  local first = ...
+  local named = argument == "data_id" and first
+    or argument == "service_name" and (type(first) == "table" and first.service_name or first)
+  local subject = named and (" '%s'"):format(tostring(named)) or ""
+  reason = reason:gsub("; remove_config deletes the item", "; `lunacos rm` deletes the configuration")
+  common.fail(common.USAGE, ("bad %s%s: %s"):format(WORDS[argument] or argument, subject, reason))
+end
+
+---The same; leave the command when it fails, too.
+function common.call(client, method, ...)
+  return common.check(common.try(client, method, ...))
 end
 
 ---Write to stdout, at once. A reader that has gone ends the command quietly.
@@ -56,6 +71,23 @@ function common.write(...)
     local broken_pipe = number == 32
     common.fail(broken_pipe and common.DONE or common.REFUSED, not broken_pipe and "cannot write the output: " .. problem or nil)
   end
+end
+
+---Call fn at TERM and INT, and at HUP unless it is ignored (nohup). A second one of a kind has its default effect.
+function common.on_end(fn)
+  local nacos = require("nacos")
+  nacos.on_signal("TERM", fn)
+  nacos.on_signal("INT", fn)
+  if not common.ignores_hangup() then
+    nacos.on_signal("HUP", fn)
+  end
+end
+
+---True when the program was started to outlive its terminal.
+function common.ignores_hangup()
+  local status <close> = io.open("/proc/self/status", "r")
+  local ignored = status and status:read("a"):match("SigIgn:%s*(%x+)")
+  return ignored ~= nil and tonumber(ignored:sub(-1), 16) % 2 == 1 -- HUP is signal 1
 end
 
 ---A line on stderr.

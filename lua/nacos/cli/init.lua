@@ -10,7 +10,8 @@ local common = require("nacos.cli.common")
 
 local cli = {}
 
-local COMMANDS = { "get", "set", "rm", "ls", "watch", "run", "repl", "server" }
+local COMMANDS = { "get", "set", "rm", "ls", "watch", "register", "deregister", "instances", "services", "subscribe",
+  "run", "repl", "server" }
 
 local INTERNAL = 70
 
@@ -41,7 +42,7 @@ end
 
 ---@return table parser
 local function build_parser(given)
-  local parser = argparse("lunacos", "Configurations of a Nacos server, from the shell and in Lua scripts.")
+  local parser = argparse("lunacos", "Configurations and services of a Nacos server, from the shell and in Lua scripts.")
     :command_target("command")
     :require_command(true)
     :help_max_width(100)
