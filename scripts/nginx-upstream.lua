@@ -9,7 +9,7 @@ upstream {{ name }} {
 {%- for _, i in ipairs(instances) do %}
     server {{ i.ip }}:{{ i.port }} weight={{ math.max(1, math.floor(i.weight + 0.5)) }};
 {%- end %}
-{%- if #instances == 0 %}
+{%- if #instances == 0 then %}
     server 127.0.0.1:1 down;
 {%- end %}
 }

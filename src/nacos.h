@@ -166,7 +166,7 @@ NACOS_API const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeou
 NACOS_API uint64_t nacos_timer(nacos_engine *e, int64_t ms);
 
 /** Turns the next delivery of `signum` into one NACOS_EVENT_SIGNAL; a second delivery has its default effect.
- *  The only function that touches a process-wide signal disposition: for executables, not for libraries. 0: refused. */
+ *  Touches a process-wide signal disposition: for executables, not for libraries. 0: refused. */
 NACOS_API uint64_t nacos_signal(nacos_engine *e, int signum);
 
 /** A child process. */
@@ -177,8 +177,9 @@ typedef struct nacos_command {
     size_t input_len;
 } nacos_command;
 
-/** Starts it in a process group of its own; standard output and error are those of this process. One NACOS_EVENT_EXIT when it has
- * ended, or at once with an error when it could not start. A child that outlives the engine goes on. 0: out of memory. */
+/** Starts it in a session, and so a process group, of its own; standard output and error are those of this process. One
+ * NACOS_EVENT_EXIT when it has ended, or at once with an error when it could not start. A child that outlives the engine goes on.
+ * While children live, SIGCHLD has a handler of the engine: for executables, not for libraries. 0: out of memory. */
 NACOS_API uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c);
 /** Sends a signal to the process group of a child; nothing happens when it has ended. */
 NACOS_API void nacos_kill(nacos_engine *e, uint64_t id, int signum);

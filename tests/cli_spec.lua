@@ -387,7 +387,8 @@ describe("lunacos watch", function()
 
   it("ends a running command at TERM, by force when need be", function()
     publish("wt", "1")
-    local watch = start({ "watch", "wt", "--exec", "trap 'echo told; exit' TERM; echo runs; while :; do sleep 0.01; done" })
+    local watch = start({ "watch", "wt", "--exec", "exec 2>/dev/null; trap 'echo told; exit' TERM; echo runs; "
+      .. "while :; do sleep 0.01; done" })
     eventually_prints(watch, "runs\n")
     watch:signal("TERM")
     assert.equal(DONE, watch:wait(2))

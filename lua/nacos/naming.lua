@@ -517,7 +517,7 @@ end
 ---@param port integer
 ---@param cluster_name string|nil
 ---@param weight number|nil
----@param metadata table<string, string>|string|nil # replaces all of it
+---@param metadata table<string, string>|string|nil # a 2.x server keeps what was registered and is not named here
 ---@param enable boolean|nil
 ---@param ephemeral boolean|nil
 ---@param group_name string|nil   # default "DEFAULT_GROUP"
@@ -757,10 +757,10 @@ function Watcher:deliver(callbacks)
       lists[kind][#lists[kind] + 1] = instance
     end
   end
-  if not first and not changed and self.held == item.held then
+  if not first and not changed and self.held == item.held and self.source == item.source and self.protection == item.protection then
     return
   end
-  self.told, self.held = true, item.held
+  self.told, self.held, self.source, self.protection = true, item.held, item.source, item.protection
   local instances = {}
   for _, key in ipairs(sorted(item)) do
     instances[#instances + 1] = visible(self, key)
@@ -880,7 +880,9 @@ local function add_listener(self, class, fn, interval, a)
     fn = fn, name = a.listener_name or new_name(self, item), item = item, interval = interval, max_drop = a.max_drop, hold = a.hold,
     healthy_only = a.healthy_only, seen = {}, pending = {},
   }, class)
-  listener.about = { service_name = service.name, group_name = service.group, namespace = item.namespace, listener_name = listener.name }
+  listener.about = {
+    service_name = service.name, group_name = service.group, namespace = item.namespace, listener_name = listener.name,
+  }
   item.listeners[#item.listeners + 1] = listener
   if item.subscription then
     reconfigure(item)
@@ -925,8 +927,8 @@ function Client:subscribe(...)
   return add_listener(self, Listener, a.listener_fn, a.listener_interval, a)
 end
 
----Call `fn` with the whole (healthy) list and the difference: once at the start, also with an empty list, then after every change,
----and when instances begin or cease to be held. Otherwise as subscribe.
+---Call `fn` with the whole (healthy) list and the difference: once at the start, also with an empty list, then after every change, also
+---one of `held`, `source` or `protection` alone. Otherwise as subscribe.
 ---@param service_name string
 ---@param opts nacos.WatchServiceOptions|nil
 ---@param fn fun(change: nacos.ServiceChange) # do not change the instances

@@ -16,8 +16,8 @@ struct process {
     nacos_engine *engine;
     struct event *event;
     char **argv, **env; /* until it was started */
-    int input;          /* likewise; -1: our standard input */
-    int problem;        /* an errno: it cannot be started */
+    char *input;        /* likewise; NULL: our standard input */
+    size_t input_len;
 };
 
 struct kill_job {
@@ -29,9 +29,8 @@ struct kill_job {
 
 static void process_free(struct process *p)
 {
-    if (p->input >= 0)
-        close(p->input);
     event_free(p->event);
+    free(p->input);
     free(p->argv);
     free(p->env);
     free(p);
@@ -78,16 +77,34 @@ static void set_problem(struct process *p, int problem)
     event_set_error(p->event, &err);
 }
 
-static void start(struct job *job)
+/** A file without a name that holds these bytes, read from the start; -1 and errno. */
+static int file_of(const char *data, size_t len)
 {
-    struct process *p = (struct process *)job;
+    int fd = memfd_create("input", MFD_CLOEXEC);
+    for (ssize_t n; fd >= 0 && len; data += n, len -= (size_t)n) {
+        n = write(fd, data, len);
+        if (n < 0) {
+            int problem = errno;
+            close(fd);
+            errno = problem;
+            return -1;
+        }
+    }
+    if (fd >= 0)
+        lseek(fd, 0, SEEK_SET);
+    return fd;
+}
+
+/** 0, or an errno: then it does not run. */
+static int spawn(struct process *p, int input)
+{
     uv_stdio_container_t stdio[3];
     for (int i = 0; i < 3; i++) {
         stdio[i].flags = UV_INHERIT_FD;
         stdio[i].data.fd = i;
     }
-    if (p->input >= 0)
-        stdio[0].data.fd = p->input;
+    if (input >= 0)
+        stdio[0].data.fd = input;
     /* Detached: a session of its own. To a terminal a group of its own in our session would be a background job, which is stopped
      * when it reads. libuv gives it default signal dispositions and an empty mask. */
     uv_process_options_t o = {
@@ -100,12 +117,27 @@ static void start(struct job *job)
         .stdio = stdio,
     };
     p->uv.data = p;
-    int rc = uv_spawn(&p->engine->loop, &p->uv, &o);
-    if (p->input >= 0)
-        close(p->input);
-    p->input = -1;
-    if (rc < 0) {
-        set_problem(p, -rc);
+    return -uv_spawn(&p->engine->loop, &p->uv, &o);
+}
+
+static void start(struct job *job)
+{
+    struct process *p = (struct process *)job;
+    int input = p->input ? file_of(p->input, p->input_len) : -1;
+    if (p->input && input < 0) { /* there is no handle yet */
+        set_problem(p, errno);
+        engine_ready(p->engine, p->event);
+        p->event = NULL;
+        process_free(p);
+        return;
+    }
+    int problem = spawn(p, input);
+    if (input >= 0)
+        close(input);
+    free(p->input);
+    p->input = NULL;
+    if (problem) {
+        set_problem(p, problem);
         deliver(p);
         return;
     }
@@ -169,24 +201,6 @@ static char **copy_lists(const char *const *list, const char *const *more)
     return copy;
 }
 
-/** A file without a name that holds these bytes, read from the start; -1 and errno. */
-static int file_of(const char *data, size_t len)
-{
-    int fd = memfd_create("input", MFD_CLOEXEC);
-    for (ssize_t n; fd >= 0 && len; data += n, len -= (size_t)n) {
-        n = write(fd, data, len);
-        if (n < 0) {
-            int problem = errno;
-            close(fd);
-            errno = problem;
-            return -1;
-        }
-    }
-    if (fd >= 0)
-        lseek(fd, 0, SEEK_SET);
-    return fd;
-}
-
 uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c)
 {
     struct process *p = calloc(1, sizeof *p);
@@ -194,22 +208,18 @@ uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c)
         return 0;
     p->job.run = start;
     p->engine = e;
-    p->input = -1;
     p->event = event_new(engine_next_id(e), NACOS_EVENT_EXIT);
     p->argv = copy_lists(c->argv, NULL);
     p->env = copy_lists((const char *const *)environ, c->env);
-    if (!p->event || !p->argv || !p->env) {
+    p->input = c->input ? malloc(c->input_len + 1) : NULL; /* an empty one is not NULL */
+    if (!p->event || !p->argv || !p->env || (c->input && !p->input)) {
         process_free(p);
         return 0;
     }
+    if (c->input)
+        memcpy(p->input, c->input, c->input_len);
+    p->input_len = c->input_len;
     uint64_t id = p->event->id;
-    if (c->input && (p->input = file_of(c->input, c->input_len)) < 0) {
-        set_problem(p, errno);
-        engine_ready(e, p->event);
-        p->event = NULL;
-        process_free(p);
-        return id;
-    }
     engine_post(e, &p->job);
     return id;
 }

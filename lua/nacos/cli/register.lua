@@ -162,7 +162,9 @@ function register.run(args, settings)
     local ok, result, err = pcall(insist, client, instance_wanted, state)
     if ok and result then
       registered = true
-      common.note(("registered %s %s"):format(args.service, instance.address(args.ip, args.port)))
+      if not state.ending then
+        common.note(("registered %s %s"):format(args.service, instance.address(args.ip, args.port)))
+      end
     elseif ok and result == nil then
       failure = select(2, pcall(common.check, nil, err))
     elseif not ok then
