@@ -411,7 +411,7 @@ describe("services", function()
     assert.equal("forbidden", select(2, stranger:add_naming_instance(name, "10.0.0.1", 80)).code)
     assert.equal("forbidden", select(2, stranger:list_naming_instance { service_name = name, no_snapshot = true }).code)
     local friend = lab.client(locked, { username = "u", password = "p" })
-    assert.is_true(friend:add_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, heartbeat_interval = 0.2 })
+    assert.is_true(friend:add_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, heartbeat_interval = 0.5 })
     assert.equal(1, #friend:list_naming_instance(name))
     local before = friend:status().logins
     locked:expire()
@@ -570,13 +570,13 @@ describe("services", function()
       { function() self:add_naming_instance("s", "10.0.0.1 ", 80) end, "'ip'" },
       { function() self:add_naming_instance("s", "", 80) end, "'ip'" },
       { function() self:add_naming_instance("s", "10.0.0.1\0", 80) end, "'ip'" },
-      { function() self:add_naming_instance("s", "10.0.0.1", -1) end, "'port'" },
+      { function() self:add_naming_instance("s", "10.0.0.1", 0) end, "at least 1" },
       { function() self:add_naming_instance("s", "10.0.0.1", 65536) end, "'port'" },
       { function() self:add_naming_instance("s", "10.0.0.1", 80.5) end, "whole number" },
       { function() self:add_naming_instance("s", "10.0.0.1", "80") end, "number expected, got string" },
       { function() self:add_naming_instance("s", "10.0.0.1") end, "port" },
       { function() self:add_naming_instance("s", "10.0.0.1", 80, { group = "x" }) end, "did you mean 'group_name'?" },
-      { function() self:add_naming_instance("s", "10.0.0.1", 80, { heartbeat_interval = 0 }) end, "at least 0.1" },
+      { function() self:add_naming_instance("s", "10.0.0.1", 80, { heartbeat_interval = 0 }) end, "at least 0.5" },
       { function() self:add_naming_instance("s", "10.0.0.1", 80, { namespace_id = "a b" }) end, "namespace_id" },
       { function() self:add_naming_instances { { service_name = "s", ip = "10.0.0.1", port = 80 }, { ip = 5 } } end, "instance 2" },
       { function() self:add_naming_instances("s") end, "table expected" },
@@ -610,7 +610,7 @@ describe("services", function()
     assert.equal(0, server:requests().total)
     assert.is_true(add { ip = "::1" })
     assert.is_true(add { ip = "host.name" })
-    assert.is_true(add { port = 0 })
+    assert.is_true(add { port = 65535 })
     assert.is_true(add { service_name = "a/b,ü%c", cluster_name = ("x"):rep(64) })
     assert.equal(1, #client:list_naming_instance("a/b,ü%c"))
   end)

@@ -40,7 +40,7 @@ local FEW = 32          -- changes that are put into a sorted list one by one
 ---@field healthy boolean|nil               # true
 ---@field ephemeral boolean|nil             # true
 ---@field group_name string|nil             # "DEFAULT_GROUP"
----@field heartbeat_interval number|nil     # seconds, 5; what the server says wins
+---@field heartbeat_interval number|nil     # seconds, 5, at least 0.5; what the server says wins
 ---@field namespace_id string|nil           # default: the client's; "public" is the public one
 ---@field timeout number|nil                # seconds; default the option default_timeout
 
@@ -189,7 +189,7 @@ local GROUP = { type = "string", default = DEFAULT_GROUP, check = core.check_id 
 local NAMESPACE = { type = "string", check = core.check_namespace }
 local TIMEOUT = { type = "number", above = 0 }
 local IP = { type = "string", required = true, check = check_ip }
-local PORT = { type = "number", required = true, integer = true, min = 0, max = 65535 }
+local PORT = { type = "number", required = true, integer = true, min = 1, max = 65535 }
 local CLUSTER = { type = "string", check = check_cluster }
 local CLUSTERS = { type = "string", default = "", check = check_clusters }
 local METADATA = { type = { "string", "table" }, check = check_metadata }
@@ -205,7 +205,7 @@ local ADD = {
   "heartbeat_interval";
   service_name = SERVICE, ip = IP, port = PORT, cluster_name = CLUSTER, weight = WEIGHT, metadata = METADATA, enable = "boolean",
   healthy = "boolean", ephemeral = "boolean", group_name = GROUP, namespace_id = NAMESPACE, timeout = TIMEOUT,
-  heartbeat_interval = { type = "number", min = 0.1, max = 3600 },
+  heartbeat_interval = { type = "number", min = 0.5, max = 3600 },
 }
 local REMOVE = {
   "service_name", "ip", "port", "cluster_name", "ephemeral", "group_name";
@@ -383,7 +383,7 @@ end
 ---@param healthy boolean|nil               # true
 ---@param ephemeral boolean|nil             # true; false: persistent
 ---@param group_name string|nil             # default "DEFAULT_GROUP"
----@param heartbeat_interval number|nil     # seconds, 5; what the server says wins
+---@param heartbeat_interval number|nil     # seconds, 5, at least 0.5; what the server says wins
 ---@return true|nil
 ---@return nacos.Error|nil
 ---@overload fun(self, args: nacos.InstanceArgs): true|nil, nacos.Error|nil

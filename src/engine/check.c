@@ -87,7 +87,7 @@ static const char *check_metadata(const nacos_instance *i)
 
 const char *nacos_check_instance(const nacos_instance *i, const char **field)
 {
-    const char *ignored, **name = field ? field : &ignored, *why;
+    const char *ignored = NULL, **name = field ? field : &ignored, *why;
     *name = "ip";
     if ((why = check_ip(i->ip)))
         return why;

@@ -939,10 +939,11 @@ EXPORT int luaopen_nacos_core(lua_State *L);
 
 EXPORT int luaopen_nacos_core(lua_State *L)
 {
-    static const luaL_Reg engine_methods[] = {
-        {"wait", engine_wait},     {"fd", engine_fd},         {"forked", engine_forked}, {"timer", engine_timer},
-        {"signal", engine_signal}, {"spawn", engine_spawn},   {"kill", engine_kill},     {"client", engine_client},
-        {"close", engine_close},   {NULL, NULL}};
+    static const luaL_Reg engine_methods[] = {{"wait", engine_wait},     {"fd", engine_fd},
+                                              {"forked", engine_forked}, {"timer", engine_timer},
+                                              {"signal", engine_signal}, {"spawn", engine_spawn},
+                                              {"kill", engine_kill},     {"client", engine_client},
+                                              {"close", engine_close},   {NULL, NULL}};
     static const luaL_Reg client_methods[] = {{"get", client_get},
                                               {"publish", client_publish},
                                               {"remove", client_remove},

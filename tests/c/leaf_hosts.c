@@ -206,10 +206,11 @@ static void expect_dom(const void *bytes, size_t len)
     struct datagram d;
     const char *why = NULL;
     char ack[DATAGRAM_ACK];
-    CHECK(datagram_read(&d, bytes, len, &why));
-    if (why)
+    bool read = datagram_read(&d, bytes, len, &why);
+    CHECK(read && d.hosts);
+    if (!read || !d.hosts)
         return;
-    CHECK(d.ref_time == 862358008663123 && d.hosts && d.hosts->view.count == 1 && d.hosts->view.ref_time == 17);
+    CHECK(d.ref_time == 862358008663123 && d.hosts->view.count == 1 && d.hosts->view.ref_time == 17);
     CHECK(strcmp(d.hosts->name, "s") == 0 && strcmp(d.hosts->group, "G") == 0 && strcmp(d.hosts->clusters, "c1") == 0);
     datagram_ack(&d, ack, sizeof ack);
     CHECK(strcmp(ack, "{\"type\":\"push-ack\",\"lastRefTime\":\"862358008663123\",\"data\":\"\"}") == 0);
