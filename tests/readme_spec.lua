@@ -27,6 +27,12 @@ local BY_CI = {
 ---Commands that go on until they are told to stop.
 local function runs_on(line)
   return line:match("^lunacos watch ") or line:match("^lunacos run ") or line:match("^lunacos server ")
+    or line:match("^lunacos subscribe ")
+end
+
+---One that stays in the foreground and that what follows needs.
+local function stays(line)
+  return line:match("^lunacos register ") and not line:match(" %-%- ") and not line:match("%-%-persistent")
 end
 
 describe("the README", function()
@@ -50,20 +56,28 @@ describe("the README", function()
 
   it("shows commands that work, in their order", function()
     local ci = assert(support.read(support.root .. "/.ci/run"))
-    local count = 0
+    local count, running = 0, {}
     for _, block in ipairs(blocks("sh")) do
       for line in block:gmatch("[^\n]+") do
         count = count + 1
         local command = line:gsub("/usr/local/share/lunacos/", support.root .. "/scripts/")
         if BY_CI[line] then
           assert.is_truthy(ci:find(BY_CI[line], 1, true), ".ci/run does not run " .. line)
+        elseif stays(line) then
+          local process = support.start(command, { cwd = folder, env = env })
+          running[#running + 1] = process
+          support.eventually(function()
+            return process:stderr():match("registered"), line .. ": " .. process:stderr()
+          end, 20)
         elseif runs_on(line) then
           local process = support.start(command, { cwd = folder, env = env })
           support.eventually(function()
-            return process:stdout() ~= "" or support.read(folder .. "/app.copy"), line .. ": " .. process:stderr()
+            return process:stdout() ~= "" or support.read(folder .. "/app.copy") or support.read(folder .. "/web.json"),
+              line .. ": " .. process:stderr()
           end, 20)
           process:signal("TERM")
           assert.equal(0, process:wait(), line .. "\n" .. process:stderr())
+          os.remove(folder .. "/web.json")
           os.remove(folder .. "/app.copy") -- not before the end: a line is printed before the command runs
         else
           local code, _, err = support.run(command, { cwd = folder, env = env })
@@ -71,7 +85,11 @@ describe("the README", function()
         end
       end
     end
-    assert.is_true(count > 15)
+    for _, process in ipairs(running) do
+      process:signal("TERM")
+      assert.equal(0, process:wait())
+    end
+    assert.is_true(count > 20)
     assert.equal("workers 4\n", support.read(folder .. "/app.conf"))
   end)
 
@@ -96,9 +114,11 @@ describe("the README", function()
   end)
 
   it("names every public function, and the source annotates it", function()
-    for file, of in pairs { ["client.lua"] = "Client:", ["scheduler.lua"] = "scheduler.", ["init.lua"] = "nacos." } do
+    for file, of in pairs {
+      ["client.lua"] = "Client:", ["naming.lua"] = "Client:", ["scheduler.lua"] = "scheduler.", ["init.lua"] = "nacos.",
+    } do
       local source = support.read(support.root .. "/lua/nacos/" .. file)
-      local internal = { engine = true, await = true, handle = true }
+      local internal = { engine = true, await = true, await_all = true, handle = true, keep = true }
       local before = ""
       for line in source:gmatch("[^\n]*") do
         local name = line:match("^function " .. of:gsub("%p", "%%%0") .. "([%w_]+)")

@@ -75,11 +75,15 @@ describe("a followed service", function()
     return table.concat(texts, ",")
   end
 
+  local function summary(change)
+    return ("%s +%s ~%s -%s"):format(ends(change.instances), ends(change.added), ends(change.modified), ends(change.removed))
+  end
+
   local function watcher()
     local seen = { n = 0 }
     return seen, function(change)
       seen.n = seen.n + 1
-      seen[seen.n] = ("%s +%s ~%s -%s"):format(ends(change.instances), ends(change.added), ends(change.modified), ends(change.removed))
+      seen[seen.n] = summary(change)
       seen.last = change
     end
   end
@@ -306,7 +310,7 @@ describe("a followed service", function()
     local other, listener = recorder()
     client:subscribe(listener, 60, name)
     client:watch_service(name, function(change)
-      seen[#seen + 1] = ("%s +%s ~%s -%s"):format(ends(change.instances), ends(change.added), ends(change.modified), ends(change.removed))
+      seen[#seen + 1] = summary(change)
       while not go do
         nacos.sleep(0.01)
       end
@@ -356,7 +360,9 @@ describe("a followed service", function()
     local err, about = table.unpack(reported[2])
     assert.matches("subscribe_spec.lua:%d+: deliberate ADDED 10.0.0.2", err)
     assert.matches("stack traceback", err)
-    assert.same({ kind = "callback", service_name = name, group_name = "DEFAULT_GROUP", namespace = "", listener_name = "broken" }, about)
+    assert.same({
+      kind = "callback", service_name = name, group_name = "DEFAULT_GROUP", namespace = "", listener_name = "broken",
+    }, about)
     assert.matches("ERROR [^\n]*" .. name .. "[^\n]*deliberate ADDED 10.0.0.1", support.read(folder .. "/lunacos.log"))
   end)
 
@@ -404,6 +410,7 @@ describe("a followed service", function()
   it("keeps nacos.run() going, and ends with its client", function()
     local name, client = service(1), lab.client(server)
     local calls = 0
+    writer:close { deregister = false } -- what it registered would keep run() going, too
     client:watch_service(name, function()
       calls = calls + 1
       client:close()
@@ -594,7 +601,8 @@ describe("a followed service", function()
       { seen.last.source, seen.last.first, seen.last.instances[1].weight, seen.last.instances[1].metadata })
     local list, source = cold:list_naming_instance { service_name = name, timeout = 0.5 }
     assert.same({ 1, "snapshot" }, { #list, source })
-    assert.equal("unavailable", select(2, cold:list_naming_instance { service_name = name, timeout = 0.5, no_snapshot = true }).code)
+    local _, err = cold:list_naming_instance { service_name = name, timeout = 0.5, no_snapshot = true }
+    assert.equal("unavailable", err.code)
     own = support.start_server { "--push-delay", "0", "--port", tostring(own.port) }
     local again = lab.client(own)
     assert(again:add_naming_instance(name, "10.0.0.1", 80, nil, 2, { a = "1" }))
@@ -642,7 +650,8 @@ describe("a followed service", function()
     local client, name = lab.client(server, { push = false }), service()
     local seen, callback = watcher()
     answer_list {
-      status = 200, body = '{"hosts":[{"ip":"10.0.0.1","port":80},5,{"ip":[]},{"ip":"10.0.0.1","port":80},{"ip":"10.0.0.2","port":80,"x":1}]}',
+      status = 200, body = '{"hosts":[{"ip":"10.0.0.1","port":80},5,{"ip":[]},{"ip":"10.0.0.1","port":80},'
+        .. '{"ip":"10.0.0.2","port":80,"x":1}]}',
     }
     client:watch_service(name, callback)
     until_seen(seen, 1)
@@ -676,8 +685,7 @@ describe("a followed service", function()
     local function push_of(time, ...)
       local hosts = {}
       for i, last in ipairs { ... } do
-        hosts[i] = ('{"ip":"10.0.0.%d","port":80,"weight":1,"healthy":true,"enabled":true,"ephemeral":true,"clusterName":"DEFAULT"}')
-          :format(last)
+        hosts[i] = ('{"ip":"10.0.0.%d","port":80,"healthy":true,"ephemeral":true,"clusterName":"DEFAULT"}'):format(last)
       end
       return ('{"name":"DEFAULT_GROUP@@%s","clusters":"","lastRefTime":%d,"cacheMillis":10000,"hosts":[%s]}')
         :format(name, time, table.concat(hosts, ","))

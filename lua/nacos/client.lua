@@ -740,7 +740,7 @@ function Client:close(opts)
   self.core:close(o.deregister)
 end
 
-function Client:__close()
+Client.__close = function(self)
   self:close()
 end
 

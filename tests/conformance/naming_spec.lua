@@ -3,7 +3,6 @@
 -- luacheck: std lua54+busted
 
 local json = require "cjson.safe"
-local nacos = require "nacos"
 local support = require "support"
 local target = require "conformance.target"
 local uv = require "luv"
@@ -11,7 +10,8 @@ local uv = require "luv"
 local SOON = 3 -- seconds. A real server tells of a change after 0.6 s
 local FAST = { -- the server need not wait long until it gives up an instance
   metadata = json.encode {
-    ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "1000", ["preserved.ip.delete.timeout"] = "60000",
+    ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "1000",
+    ["preserved.ip.delete.timeout"] = "60000",
   },
 }
 local offers_services = target.version ~= "3.1.0" -- and to read and change an instance
@@ -91,7 +91,10 @@ local function listen_slowly()
   -- its interval is the server's to say: 1 s
   assert(slow.client:add_naming_instance {
     service_name = slow.silent, ip = "10.0.0.3", port = 80,
-    metadata = { ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "3000", ["preserved.ip.delete.timeout"] = "6000" },
+    metadata = {
+      ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "3000",
+      ["preserved.ip.delete.timeout"] = "6000",
+    },
   })
   slow.began = now()
 
@@ -140,7 +143,8 @@ describe("services of " .. target.name, function()
     says("200 ok", "DELETE", INSTANCE, { ip = "10.0.0.1", port = 80 })
     -- a known one
     says("200 ok", "POST", INSTANCE, { ip = "10.0.0.1", port = 80, clusterName = "A", weight = 2, metadata = '{"a":"b"}' })
-    assert.are.same({ clientBeatInterval = 5000, code = 10200, lightBeatEnabled = true }, answer("PUT", BEAT, { ip = "10.0.0.1", port = 80 }))
+    local beat = answer("PUT", BEAT, { ip = "10.0.0.1", port = 80 })
+    assert.are.same({ clientBeatInterval = 5000, code = 10200, lightBeatEnabled = true }, beat)
     support.eventually(function()
       list = answer("GET", LIST, {})
       return #list.hosts == 1
@@ -266,11 +270,14 @@ describe("services of " .. target.name, function()
     assert.are.equal("10.0.0.4", assert(client:get_naming_instance(service, "10.0.0.4", 80, "A", group .. "-2")).ip)
 
     assert.are.same({ total = 1, items = { service } }, assert(client:list_services { group_name = group }))
-    assert.are.same({ total = 1, items = { service } }, assert(client:list_services { group_name = group, namespace_id = "ns-naming" }))
+    local named = assert(client:list_services { group_name = group, namespace_id = "ns-naming" })
+    assert.are.same({ total = 1, items = { service } }, named)
     assert.are.equal(0, assert(client:list_services { group_name = "none-" .. group }).total)
 
     -- one ip and port is one instance of a service, whatever its cluster
-    assert(client:add_naming_instance { service_name = service, ip = "10.0.0.3", port = 80, cluster_name = "A", group_name = group })
+    assert(client:add_naming_instance {
+      service_name = service, ip = "10.0.0.3", port = 80, cluster_name = "A", group_name = group,
+    })
     lists(client, "10.0.0.1:80 10.0.0.3:80", service, { group_name = group, clusters = "A" })
     lists(client, "", service, { group_name = group, clusters = "C" })
     slow.apart = { service, group } -- their beats name them rightly, too: looked at later
@@ -296,7 +303,9 @@ describe("services of " .. target.name, function()
     shows(client, service, "weight", 2)
     assert(client:modify_naming_instance(service, "10.0.0.1", 80, "C1", 7))
     assert.are.same({ v = "1" }, shows(client, service, "weight", 7).metadata)
-    assert(client:modify_naming_instance { service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", metadata = { v = "2" } })
+    assert(client:modify_naming_instance {
+      service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", metadata = { v = "2" },
+    })
     support.eventually(function()
       local one = assert(client:list_naming_instance(service))[1]
       return one and one.metadata.v == "2" and one.weight == 7, one and one.metadata.v
@@ -313,9 +322,13 @@ describe("services of " .. target.name, function()
     lists(client, "10.0.0.1:80", service)
 
     -- a disabled one is not listed
-    assert(client:modify_naming_instance { service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", enable = false })
+    assert(client:modify_naming_instance {
+      service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", enable = false,
+    })
     lists(client, "", service)
-    assert(client:modify_naming_instance { service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", weight = 4, enable = true })
+    assert(client:modify_naming_instance {
+      service_name = service, ip = "10.0.0.1", port = 80, cluster_name = "C1", weight = 4, enable = true,
+    })
     shows(client, service, "weight", 4)
     other:close()
     slow.modified = service -- later beats do not undo it
@@ -351,16 +364,22 @@ describe("services of " .. target.name, function()
     local one = lists(client, "10.0.0.1:80", service)[1] -- a whole beat registers
     assert.are.equal(5, one.weight)
     assert.are.same({ a = "b" }, one.metadata)
+    -- one of another group arrives where it belongs, and heals
     local group = target.group()
-    assert(client:send_heartbeat { service_name = service, ip = "10.0.0.3", port = 80, group_name = group })
+    target.instance(service, "10.0.0.3", 80, { groupName = group, healthy = "false" })
     lists(client, "10.0.0.3:80", service, { group_name = group })
+    lists(client, "", service, { group_name = group, healthy_only = true })
+    assert(client:send_heartbeat { service_name = service, ip = "10.0.0.3", port = 80, group_name = group })
+    lists(client, "10.0.0.3:80", service, { group_name = group, healthy_only = true })
     assert(client:add_naming_instance { service_name = service, ip = "10.0.0.2", port = 80, heartbeat_interval = 2 })
     assert.are.equal(2, assert(client:send_heartbeat(service, "10.0.0.2", 80)).client_beat_interval)
   end)
 
   it("are created, changed and removed where the server offers it", function()
     local service, group = "made", target.group()
-    local ok, err = client:create_service { service_name = service, group_name = group, protect_threshold = 0.5, metadata = { a = "b" } }
+    local ok, err = client:create_service {
+      service_name = service, group_name = group, protect_threshold = 0.5, metadata = { a = "b" },
+    }
     if not offers_services then
       assert.is_nil(ok)
       assert.are.equal("unsupported", err.code)
@@ -391,7 +410,9 @@ describe("services of " .. target.name, function()
     ok, err = client:remove_service(service, group)
     assert.is_nil(ok)
     assert.are.equal("refused", err.code)
-    assert(client:remove_naming_instance { service_name = service, group_name = group, ip = "10.0.0.1", port = 80, ephemeral = false })
+    assert(client:remove_naming_instance {
+      service_name = service, group_name = group, ip = "10.0.0.1", port = 80, ephemeral = false,
+    })
     lists(client, "", service, { group_name = group })
     assert(client:remove_service(service, group))
     for _, what in ipairs { "get_service", "remove_service" } do
@@ -429,7 +450,8 @@ describe("services of " .. target.name, function()
     assert.are.equal(1, mine:unsubscribe(service, name))
     for _, ip in ipairs { "10.0.0.2", "10.0.0.1" } do
       assert(client:remove_naming_instance(service, ip, 80))
-      tells(late, "ADDED 10.0.0.1:80 1", "ADDED 10.0.0.2:80 3", "DELETED 10.0.0.2:80 3", ip == "10.0.0.1" and "DELETED 10.0.0.1:80 1" or nil)
+      local last = ip == "10.0.0.1" and "DELETED 10.0.0.1:80 1" or nil
+      tells(late, "ADDED 10.0.0.1:80 1", "ADDED 10.0.0.2:80 3", "DELETED 10.0.0.2:80 3", last)
     end
     assert.are.equal(3, #told, "no more after it was removed")
     mine:close()
@@ -501,7 +523,9 @@ describe("services of " .. target.name, function()
   it("get an instance back that the server has lost", function()
     local service = "lost-" .. target.group()
     local mine = target.client { no_snapshot = true }
-    assert(mine:add_naming_instance { service_name = service, ip = "10.0.0.1", port = 80, weight = 3, metadata = { a = "b" }, heartbeat_interval = 1 })
+    assert(mine:add_naming_instance {
+      service_name = service, ip = "10.0.0.1", port = 80, weight = 3, metadata = { a = "b" }, heartbeat_interval = 1,
+    })
     support.eventually(function()
       return mine:status().beats >= 2, "no beats"
     end)
