@@ -325,6 +325,19 @@ describe("a followed service", function()
     until_seen(other, 41)
     remove(name, 40)
     until_seen(other, 42)
+    for n, weight in ipairs { 5, 1 } do -- and back: no difference
+      writer:modify_naming_instance(name, "10.0.0.2", 80, nil, weight)
+      until_seen(other, 42 + n)
+    end
+    local kept = 0
+    for _, item in pairs(client.services) do
+      for _, listener in ipairs(item.listeners) do
+        for _ in pairs(listener.pending) do
+          kept = kept + 1
+        end
+      end
+    end
+    assert.equal(39, kept, "what came and went is not remembered") -- 3 to 39, 1 and 2
     go = true
     support.eventually(function() return #seen == 2 end)
     local all = {}
