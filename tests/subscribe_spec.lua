@@ -331,8 +331,8 @@ describe("a followed service", function()
     end
     local kept = 0
     for _, item in pairs(client.services) do
-      for _, listener in ipairs(item.listeners) do
-        for _ in pairs(listener.pending) do
+      for _, one in ipairs(item.listeners) do
+        for _ in pairs(one.pending) do
           kept = kept + 1
         end
       end
@@ -817,7 +817,9 @@ describe("a followed service", function()
       for _ = 1, 20 do
         dropped(bomb)
       end
-      assert.is_true(kib() - before < 20000, (kib() - before) .. " KiB more")
+      local more = kib() - before
+      -- a sanitizer keeps what is freed for a while
+      assert.is_true(more < (support.build:find("[at]san") and 500000 or 20000), more .. " KiB more")
       nacos.step(0.1)
       assert.equal(2, seen.n)
     end)

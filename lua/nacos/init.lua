@@ -1,9 +1,11 @@
---- nacos: a client of the Nacos configuration centre that never blocks its host.
+--- nacos: a client of the Nacos service registry and configuration centre that never blocks its host.
 --
 --   local nacos = require "nacos"
 --   local client = nacos.client { server_addresses = "10.0.0.1:8848,10.0.0.2:8848", namespace = "prod" }
 --   local content, source = client:get_config("app.yaml", "DEFAULT_GROUP")
 --   client:add_config_watcher("app.yaml", "DEFAULT_GROUP", function(change) print(change.content) end)
+--   client:add_naming_instance("web", "10.0.0.9", 8080)
+--   client:watch_service("web", function(change) print(#change.instances) end)
 --   nacos.run()
 --
 -- Misuse raises at the caller's line; the world failing gives nil and an error whose tostring() is a sentence and whose `code` is
