@@ -495,3 +495,30 @@ describe("lunacos subscribe", function()
     assert.matches("bad %-%-hold", bad(USAGE, { "subscribe", "x", "--hold=-1" }))
   end)
 end)
+
+describe("lunacos run, however its script ends,", function()
+  local ways = {
+    ["by its end"] = { "nacos.stop()", DONE }, ["by os.exit"] = { "os.exit(7)", 7 },
+    ["by an error"] = { "error('boom')", NOT_FOUND }, ["by TERM"] = { "print('ready')", DONE, "TERM" },
+  }
+  for name, way in pairs(ways) do
+    it("takes its instances out of their services: " .. name, function()
+      local ending, code, signal = table.unpack(way, 1, 3)
+      local service = "run-" .. name:gsub("%W", "-")
+      support.write(folder .. "/ends.lua", ([[
+        local client = nacos.client(connection)
+        assert(client:add_naming_instance("%s", "10.0.0.1", 80))
+        assert(#assert(client:list_naming_instance("%s")) == 1)
+        %s]]):format(service, service, ending))
+      local process = start { "run", "ends.lua" }
+      if signal then
+        eventually_prints(process, "ready")
+        process:signal(signal)
+      end
+      assert.equal(code, process:wait(8), process:stderr())
+      eventually(process, "still listed", function()
+        return instances(service) == ""
+      end)
+    end)
+  end
+end)

@@ -17,7 +17,8 @@ The script finds these globals: nacos, json (cjson.safe), yaml (lyaml), template
 environment variables say), group (what -g says). require() looks beside the script, too.
 
 It runs inside nacos.run(): it may sleep, wait and spawn, and the program goes on while it
-watches something. TERM and INT stop it cleanly, exit code 0 (a script that
+watches, follows or registers something. However it ends, its instances are taken out of
+their services. TERM and INT stop it cleanly, exit code 0 (a script that
 computes without ever waiting needs a second one). A whole number that the script
 returns is the exit code. An error ends it with a traceback and exit code 1.]],
 }
@@ -31,6 +32,14 @@ end
 local function add_to_path(script)
   local folder = script:match("^(.*)/[^/]*$") or "."
   package.path = ("%s/?.lua;%s/?/init.lua;%s"):format(folder, folder, package.path)
+end
+
+---os.exit() closes the Lua state here unless told otherwise, as the end of the script does: instances are taken out of their services.
+local function close_at_exit()
+  local exit = os.exit
+  os.exit = function(code, close) -- luacheck: ignore 122
+    exit(code, close == nil or close)
+  end
 end
 
 ---@return function chunk
@@ -56,6 +65,7 @@ function run.run(args, settings)
   _G.nacos, _G.json, _G.yaml, _G.template = nacos, require("cjson.safe"), require("lyaml"), require("nacos.template")
   _G.connection, _G.group = common.connection(settings, "warn"), settings.group
   _G.arg = table.move(args.rest, 1, #args.rest, 1, { [0] = args.script })
+  close_at_exit()
   nacos.on_signal("TERM", nacos.stop)
   nacos.on_signal("INT", nacos.stop)
   io.stdout:setvbuf("line") -- who reads the output of an agent wants to see each line when it is written
