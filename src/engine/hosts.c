@@ -408,9 +408,29 @@ static int64_t read_number(json_t *v)
     return json_is_integer(v) && json_integer_value(v) > 0 ? json_integer_value(v) : 0;
 }
 
+bool hosts_dense(const char *json, size_t len)
+{
+    size_t brackets = 0, commas = 0;
+    bool quoted = false;
+    for (size_t i = 0; i < len; i++) {
+        char c = json[i];
+        if (c == '"')
+            quoted = !quoted;
+        else if (quoted)
+            i += c == '\\';
+        else if (c == '{' || c == '[')
+            brackets++;
+        else if (c == ',')
+            commas++;
+    }
+    return brackets > 1024 + len / 16 || commas > 1024 + len / 6;
+}
+
 struct hosts *hosts_parse(const char *json, size_t len)
 {
     struct draft d = {.clusters = {"", 0}};
+    if (hosts_dense(json, len))
+        return NULL;
     json_t *j = json_loadb(json, len, JSON_ALLOW_NUL, NULL), *hosts = json_object_get(j, "hosts"),
            *entry; /* a NUL costs its entry only */
     struct hosts *h = NULL;

@@ -32,6 +32,9 @@ struct hosts {
  * ephemeral, cluster DEFAULT; null is the same as missing. Unknown members are fine; of a member that comes twice the last counts.
  * `valid` (1.x) is an older name of `healthy`. NULL: not such JSON, or out of memory. */
 struct hosts *hosts_parse(const char *json, size_t len);
+/** Whether a text has more brackets or commas than an instance list of its length can have: jansson makes 230 bytes of each `{}`,
+ * so that a zipped datagram of 4 KB could cost 300 MB. hosts_parse() reads no such text. */
+bool hosts_dense(const char *json, size_t len);
 /** A list of this one instance, copied. NULL: out of memory. */
 struct hosts *hosts_of(const nacos_instance *i);
 struct hosts *hosts_ref(struct hosts *h); /* NULL is fine */

@@ -163,6 +163,32 @@ static void a_list_survives_its_file(void)
     hosts_unref(again);
 }
 
+static void texts_that_are_too_dense_are_not_read(void)
+{
+    size_t size = 1 << 20, len;
+    char *text = malloc(size);
+    len = (size_t)sprintf(text, "{\"hosts\":[1");
+    while (len < size - 100)
+        len += (size_t)sprintf(text + len, ",{}");
+    len += (size_t)sprintf(text + len, "]}");
+    CHECK(!hosts_parse(text, len));
+    len = (size_t)sprintf(text, "{\"hosts\":[1"); /* as dense as instances can be */
+    for (int i = 1; len < size - 100; i++)
+        len += (size_t)sprintf(text + len, ",{\"ip\":\"%x\",\"port\":1,\"metadata\":{}}", (unsigned)i);
+    len += (size_t)sprintf(text + len, "]}");
+    struct hosts *h = hosts_parse(text, len);
+    CHECK(h && h->view.count > 20000 && h->view.skipped == 1);
+    hosts_unref(h);
+    len = (size_t)sprintf(text, "{\"hosts\":[{\"ip\":\"a\",\"port\":1,\"metadata\":{\"k\":\""); /* what is quoted does not count */
+    while (len < size - 100)
+        len += (size_t)sprintf(text + len, "[1,{2,\\\"");
+    len += (size_t)sprintf(text + len, "\"}}]}");
+    h = hosts_parse(text, len);
+    CHECK(h && h->view.count == 1);
+    hosts_unref(h);
+    free(text);
+}
+
 /** Random damage, always the same. */
 static void damage(void)
 {
@@ -262,6 +288,14 @@ static void broken_datagrams_are_told(void)
     memset(blanks, ' ', huge);
     n = gzip(blanks, huge, bomb, 65536);
     CHECK(n < 65536 && !datagram_read(&d, bomb, n, &why) && why);
+    /* 4 MiB of empty objects in 4 KiB: small enough as text, but not as a tree */
+    size_t most = DATAGRAM_INFLATED - 100;
+    memcpy(blanks, "{\"type\":\"dump\",\"x\":[", 20);
+    for (size_t i = 20; i + 6 <= most; i += 3)
+        memcpy(blanks + i, "{},", 3);
+    memcpy(blanks + most - 3, "1]}", 3);
+    n = gzip(blanks, most, bomb, 65536);
+    CHECK(n < 65536 && !datagram_read(&d, bomb, n, &why) && why);
     free(blanks);
     free(bomb);
 }
@@ -326,6 +360,7 @@ const struct leaf_test hosts_tests[] = {TEST(answers_of_servers_are_read),
                                         TEST(order_does_not_count),
                                         TEST(differences),
                                         TEST(a_list_survives_its_file),
+                                        TEST(texts_that_are_too_dense_are_not_read),
                                         TEST(damage),
                                         TEST(pushes_are_read_plain_and_zipped),
                                         TEST(broken_datagrams_are_told),
