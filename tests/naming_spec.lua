@@ -536,6 +536,71 @@ describe("services", function()
 
   -- ---- misuse ------------------------------------------------------------------------------------------------------------------------
 
+  describe("in which order they come", function()
+    local nacos = require "nacos"
+
+    ---Wait until the server has seen a request of this method.
+    local function seen(method)
+      support.eventually(function()
+        return #lab.requests(server, INSTANCE, method) > 0
+      end)
+    end
+
+    it("does not let a removal overtake the registration before it", function()
+      local name = service()
+      server:faults { path = "/nacos" .. INSTANCE, method = "POST", delay = 0.4, times = 1 }
+      local results = lab.together(function()
+        return client:add_naming_instance(name, "10.0.0.1", 80)
+      end, function()
+        seen("POST")
+        return client:remove_naming_instance(name, "10.0.0.1", 80)
+      end)
+      assert.is_true(results[1][1])
+      assert.is_true(results[2][1])
+      assert.equal(0, client:status().instances)
+      assert.equal("", addresses(listed(name)))
+    end)
+
+    it("takes out what is being registered when the client closes", function()
+      local name = service()
+      server:faults { path = "/nacos" .. INSTANCE, method = "POST", delay = 0.3, times = 1 }
+      nacos.spawn(function()
+        client:add_naming_instance(name, "10.0.0.1", 80)
+      end)
+      seen("POST")
+      client:close()
+      seen("DELETE")
+      support.eventually(function()
+        return #listed(name) == 0
+      end)
+    end)
+
+    it("finishes a removal when the client closes", function()
+      local name = service()
+      assert(client:add_naming_instance(name, "10.0.0.1", 80))
+      nacos.spawn(function()
+        client:remove_naming_instance(name, "10.0.0.1", 80)
+      end)
+      client:close()
+      support.eventually(function()
+        return #listed(name) == 0
+      end)
+    end)
+  end)
+
+  it("are not taken from a server that answers something else while another knows them", function()
+    local other = support.start_server { "--push-delay", "0" }
+    local name = service()
+    other:faults { path = "/nacos" .. INSTANCE .. "/list", status = 200, body = '{"error":"maintenance"}' }
+    assert(client:add_naming_instance(name, "10.0.0.1", 80))
+    for _ = 1, 6 do -- whichever it asks first
+      local both = lab.client(server.address .. "," .. other.address)
+      assert.equal("10.0.0.1:80", addresses(assert(both:list_naming_instance(name))))
+      both:close()
+    end
+    other:stop()
+  end)
+
   it("refuse bad arguments at the caller's line, with the rule named", function()
     local self = client
     local function add(args)

@@ -59,7 +59,7 @@ void ask_put(struct ask *a, request_done done)
     if (!a->deadline)
         a->deadline = now_ms() + a->timeout_ms;
     if (!request_start(a->client, &q, a->deadline - now_ms(), done, a))
-        ask_reply(a, NULL, NACOS_FROM_NONE, &no_memory);
+        done(a, NULL, &no_memory);
 }
 
 void ask_reply(struct ask *a, struct value *v, nacos_source source, const nacos_error *err)

@@ -259,6 +259,7 @@ static void send_login(struct auth *a, const char *password)
     struct nacos_client *c = a->client;
     struct question q;
     login_question(&q, paths[(a->path + a->paths_tried) % PATHS], a->username, password);
+    q.lasting = true; /* a client that leaves may need it; auth_free() ends it */
     a->paths_tried++;
     bool others = servers_pick(&c->servers, a->tried, now_ms()) >= 0;
     a->running = request_start_at(c, &q, a->origin, true, others ? LOGIN_SHARE_MS : LOGIN_MS, on_login, a);

@@ -13,6 +13,7 @@
 #define BEAT_MS 3000 /* for one beat, servers in turn */
 #define REGISTER_MS 3000
 #define INTERVAL_MIN_MS 500
+#define INTERVAL_MAX_MS 86400000 /* a day */
 #define PROBE_MIN_MS 100
 #define PROBE_MAX_MS 1000
 #define REFUSED_MS 5000 /* a server said no: not sooner than this again */
@@ -28,6 +29,7 @@ struct registration {
     struct registration *next; /* in the queue */
     bool queued, gone;         /* gone: in no table; freed when its request ends */
     bool light;                /* the server takes light beats, and has had a whole one */
+    bool changed;              /* the instance is another than the request under way says */
     struct request *request;
     nacos_code trouble; /* the last one logged */
     void (*idle)(void *arg);
@@ -129,6 +131,11 @@ static void sleep_until(struct registration *r, int64_t due)
     timer_set(&r->beats->client->engine->timers, &r->timer, due > now ? due - now : 0, is_due, r);
 }
 
+static int64_t bounded(int64_t interval_ms)
+{
+    return interval_ms < INTERVAL_MIN_MS ? INTERVAL_MIN_MS : interval_ms > INTERVAL_MAX_MS ? INTERVAL_MAX_MS : interval_ms;
+}
+
 static void next_interval(struct registration *r)
 {
     int64_t now = now_ms(), due = r->due + r->interval;
@@ -191,6 +198,8 @@ static void probe(void *arg)
 
 static void no_server(struct beats *b)
 {
+    if (b->probe.slot || b->left)
+        return; /* others of the same moment have said so */
     int64_t ms = (int64_t)PROBE_MIN_MS << (b->failures < 6 ? b->failures : 6);
     b->failures++;
     b->stopped = true;
@@ -235,6 +244,8 @@ static void failed(struct registration *r, const nacos_error *err)
     }
 }
 
+static void register_again(struct registration *r);
+
 static void on_registered(void *arg, const struct http_response *resp, const nacos_error *err)
 {
     struct registration *r = arg;
@@ -246,7 +257,10 @@ static void on_registered(void *arg, const struct http_response *resp, const nac
         log_write(r->beats->client->log, LOG_INFO, "registered %s:%d of %s (group %s) again at %s, which had forgotten it", i->ip,
                   i->port, r->service.data_id, r->service.group, err->server);
         r->trouble = NACOS_OK;
-        next_interval(r);
+        if (r->changed)
+            register_again(r);
+        else
+            next_interval(r);
     } else if (err->code != NACOS_CLOSED) {
         failed(r, err);
     }
@@ -257,7 +271,7 @@ static void register_again(struct registration *r)
 {
     struct nacos_client *c = r->beats->client;
     struct question q;
-    r->light = false;
+    r->light = r->changed = false;
     pthread_mutex_lock(&c->engine->lock);
     c->status.reregistrations++;
     pthread_mutex_unlock(&c->engine->lock);
@@ -283,11 +297,11 @@ static void on_beat(void *arg, const struct http_response *resp, const nacos_err
         c->status.beats++;
         pthread_mutex_unlock(&c->engine->lock);
         if (answer.interval_ms > 0)
-            r->interval = answer.interval_ms > INTERVAL_MIN_MS ? answer.interval_ms : INTERVAL_MIN_MS;
+            r->interval = bounded(answer.interval_ms);
         if (answer.unknown) {
             register_again(r);
         } else {
-            r->light = answer.light;
+            r->light = answer.light && !r->changed;
             r->trouble = NACOS_OK;
             next_interval(r);
         }
@@ -301,6 +315,7 @@ static void send_beat(struct registration *r)
 {
     struct nacos_client *c = r->beats->client;
     struct question q;
+    r->changed = false;
     c->protocol->beat(&q, &r->service, instance_of(r), r->interval, r->light);
     q.lasting = true;
     r->request = request_start(c, &q, BEAT_MS, on_beat, r);
@@ -329,8 +344,14 @@ static void pump(struct beats *b)
         else
             send_beat(r);
     }
-    if (b->left && !b->table && b->in_flight == 0)
+    if (b->left && !b->table && b->in_flight == 0 && b->others == 0)
         b->left(b->client);
+}
+
+void beats_other(struct beats *b, int change)
+{
+    b->others += change;
+    pump(b);
 }
 
 /* ---- begin, change, leave ------------------------------------------------------------------------------------------------ */
@@ -343,8 +364,12 @@ bool beat_start(struct beats *b, const struct key *k, struct hosts *instance, in
     if (r) {
         hosts_unref(r->instance);
         r->instance = hosts_ref(instance);
-        r->interval = interval_ms > INTERVAL_MIN_MS ? interval_ms : INTERVAL_MIN_MS;
+        r->interval = bounded(interval_ms);
         r->light = false;
+        r->changed = true;
+        r->trouble = NACOS_OK;
+        if (r->timer.slot && r->due > now_ms() + r->interval)
+            sleep_until(r, now_ms() + r->interval);
         return true;
     }
     char name[NAME_BYTES];
@@ -358,12 +383,17 @@ bool beat_start(struct beats *b, const struct key *k, struct hosts *instance, in
     r->service.group = r->name + strlen(r->name) + 1;
     r->service.ns = r->service.group + strlen(r->service.group) + 1;
     r->instance = hosts_ref(instance);
-    r->interval = interval_ms > INTERVAL_MIN_MS ? interval_ms : INTERVAL_MIN_MS;
+    r->interval = bounded(interval_ms);
     HASH_ADD_KEYPTR(hh, b->table, r->name, n, r);
     count(b);
     /* multiples of the golden ratio fall into the largest gap each time: any number of them is spread */
     phase = (int64_t)((double)r->interval * ((double)(b->born++ * 2654435769u) / 4294967296.0));
-    sleep_until(r, now_ms() + (phase > TICK_MS ? phase : TICK_MS));
+    if (b->left) {
+        push_queue(r); /* the client leaves: so does this */
+        pump(b);
+    } else {
+        sleep_until(r, now_ms() + (phase > TICK_MS ? phase : TICK_MS));
+    }
     return true;
 }
 
@@ -376,11 +406,12 @@ void beat_change(struct beats *b, const struct key *k, struct hosts *instance)
     hosts_unref(r->instance);
     r->instance = hosts_ref(instance);
     r->light = false;
+    r->changed = true;
 }
 
 bool beats_any(const struct beats *b)
 {
-    return b->table || b->in_flight;
+    return b->table || b->in_flight || b->others;
 }
 
 static void on_left(void *arg, const struct http_response *resp, const nacos_error *err)
@@ -390,10 +421,14 @@ static void on_left(void *arg, const struct http_response *resp, const nacos_err
     (void)resp;
     r->request = NULL;
     b->in_flight--;
-    if (err->code != NACOS_OK)
-        log_write(b->client->log, LOG_WARN, "%s; it expires there by itself", err->message);
+    bool no_use = err->code == NACOS_UNAVAILABLE && b->left;
+    if (err->code != NACOS_OK && err->code != NACOS_CLOSED)
+        log_write(b->client->log, LOG_WARN, "%s; it expires there by itself%s", err->message, no_use ? ", as others may" : "");
     finish(r);
-    pump(b);
+    if (no_use)
+        b->left(b->client);
+    else
+        pump(b);
 }
 
 static void leave_one(struct registration *r)

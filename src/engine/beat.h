@@ -24,6 +24,7 @@ struct beats {
     unsigned born; /* counts registrations, to spread them */
     int failures;  /* in a row, of all */
     bool stopped;  /* no server answered: one probe at a time */
+    int others;    /* registrations and deregistrations of the host under way */
     struct timer probe;
     void (*left)(struct nacos_client *c); /* leaving: when nothing is left */
 };
@@ -39,6 +40,8 @@ void beat_change(struct beats *b, const struct key *service, struct hosts *insta
 /** Ends the beats of this place. `idle` is called once none is on its way any more, perhaps at once: what is sent then comes last.
  */
 void beat_stop(struct beats *b, const struct key *service, const char *ip, int port, void (*idle)(void *arg), void *arg);
+/** A registration or deregistration of the host has begun (1), or ended (-1): leaving waits for it. */
+void beats_other(struct beats *b, int change);
 /** Is there anything to deregister, or a beat on its way? */
 bool beats_any(const struct beats *b);
 /** Deregisters all and calls `left`, perhaps at once. */

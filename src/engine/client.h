@@ -21,6 +21,8 @@
 
 #define VERSION_HEADER "User-Agent: Nacos-C-Client:v1.1.0 lunacos/" LUNACOS_VERSION
 
+struct naming_ask;
+
 struct nacos_client {
     nacos_engine *engine;
     struct nacos_client *prev, *next;
@@ -50,6 +52,7 @@ struct nacos_client {
     struct watches watches;
     struct longpoll longpoll;
     struct beats beats;
+    struct naming_ask *registering; /* registrations under way */
     struct nacos_subscription *subscriptions;
     struct push push;
     struct saver naming_saver; /* lists of instances */

@@ -7,7 +7,8 @@
 #include "engine/ask.h"
 #include "engine/client.h"
 
-#define INTERVAL_MS 5000 /* of beats, as every server assumes without a word */
+#define INTERVAL_MS 5000         /* of beats, as every server assumes without a word */
+#define INTERVAL_MAX_MS 86400000 /* a day */
 
 struct key naming_key(const struct nacos_client *c, const nacos_service *s)
 {
@@ -80,6 +81,8 @@ struct naming_ask {
     char *clusters;
     bool healthy_only;
     int flags;
+    struct naming_ask *next;    /* in client->registering, or in `waiting` */
+    struct naming_ask *waiting; /* deregistrations of the same place: they come after this registration */
 };
 
 static void forget(struct ask *a)
@@ -168,9 +171,11 @@ static void nothing(void *arg)
     (void)arg;
 }
 
+static void run_deregister(struct job *job);
+
 static void on_registered(void *arg, const struct http_response *r, const nacos_error *err)
 {
-    struct naming_ask *n = arg;
+    struct naming_ask *n = arg, **p = &n->ask.client->registering, *waiting = n->waiting, *next;
     const nacos_instance *i = instance_of(n);
     struct beats *b = &n->ask.client->beats;
     nacos_error none = *err;
@@ -178,12 +183,38 @@ static void on_registered(void *arg, const struct http_response *r, const nacos_
         beat_stop(b, &n->ask.key, i->ip, i->port, nothing, NULL);
     else if (err->code == NACOS_OK && !beat_start(b, &n->ask.key, n->instance, n->beat_ms))
         none = no_memory;
+    while (*p != n)
+        p = &(*p)->next;
+    *p = n->next;
     ask_answered(n, r, &none);
+    for (; waiting; waiting = next) {
+        next = waiting->next;
+        run_deregister(&waiting->ask.job);
+    }
+    beats_other(b, -1);
 }
 
 static void run_register(struct job *job)
 {
-    ask_put((struct ask *)job, on_registered);
+    struct naming_ask *n = (struct naming_ask *)job;
+    n->next = n->ask.client->registering;
+    n->ask.client->registering = n;
+    beats_other(&n->ask.client->beats, 1);
+    n->ask.question.lasting = true;
+    ask_put(&n->ask, on_registered);
+}
+
+/** A registration of the same place under way. */
+static struct naming_ask *registering(const struct naming_ask *n)
+{
+    const nacos_instance *i = instance_of(n);
+    for (struct naming_ask *r = n->ask.client->registering; r; r = r->next) {
+        const nacos_instance *other = instance_of(r);
+        if (other->port == i->port && strcmp(other->ip, i->ip) == 0 && strcmp(r->ask.key.data_id, n->ask.key.data_id) == 0 &&
+            strcmp(r->ask.key.group, n->ask.key.group) == 0 && strcmp(r->ask.key.ns, n->ask.key.ns) == 0)
+            return r;
+    }
+    return NULL;
 }
 
 uint64_t nacos_register_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int beat_ms, int timeout_ms)
@@ -192,8 +223,11 @@ uint64_t nacos_register_instance(nacos_client *c, const nacos_service *s, const 
     if (!n)
         return 0;
     const char *told = metadata(i, preserved[0]);
-    n->beat_ms = told ? atoll(told) : beat_ms > 0 ? beat_ms : INTERVAL_MS;
-    if (i->ephemeral && n->beat_ms != INTERVAL_MS && n->beat_ms > 0) {
+    char *end = NULL;
+    n->beat_ms = told ? strtoll(told, &end, 10) : beat_ms;
+    if (n->beat_ms <= 0 || n->beat_ms > INTERVAL_MAX_MS || (end && *end))
+        n->beat_ms = INTERVAL_MS;
+    if (i->ephemeral && n->beat_ms != INTERVAL_MS) {
         struct hosts *h = with_interval(i, n->beat_ms);
         hosts_unref(n->instance);
         n->instance = h;
@@ -206,15 +240,31 @@ uint64_t nacos_register_instance(nacos_client *c, const nacos_service *s, const 
     return ask_post(&n->ask);
 }
 
+static void on_deregistered(void *arg, const struct http_response *r, const nacos_error *err)
+{
+    struct beats *b = &((struct ask *)arg)->client->beats;
+    ask_answered(arg, r, err);
+    beats_other(b, -1);
+}
+
 static void deregister_now(void *arg)
 {
-    ask_put(arg, ask_answered);
+    struct ask *a = arg;
+    a->question.lasting = true;
+    ask_put(a, on_deregistered);
 }
 
 static void run_deregister(struct job *job)
 {
     struct naming_ask *n = (struct naming_ask *)job;
     const nacos_instance *i = instance_of(n);
+    struct naming_ask *first = registering(n);
+    if (first) {
+        n->next = first->waiting;
+        first->waiting = n;
+        return;
+    }
+    beats_other(&n->ask.client->beats, 1);
     beat_stop(&n->ask.client->beats, &n->ask.key, i->ip, i->port, deregister_now, n);
 }
 

@@ -296,6 +296,13 @@ static enum verdict judge_naming_json(const struct question *q, const struct htt
     return r->outcome == HTTP_ANSWERED && r->status == 200 ? judge_json(q, r, err) : judge_naming_failure(q, r, err);
 }
 
+static enum verdict judge_hosts(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    if (r->outcome == HTTP_ANSWERED && r->status == 200 && !body_has(r, "\"hosts\""))
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is no list of instances");
+    return judge_naming_json(q, r, err);
+}
+
 static bool v1_beat_answer(const struct http_response *r, struct beat_answer *out)
 {
     json_t *j = json_loadb(r->body.data ? r->body.data : "", r->body.len, 0, NULL);
@@ -426,7 +433,7 @@ static void v1_list_instances(struct question *q, const struct key *k, const cha
         buf_printf(&q->target, "&udpPort=%d", push->port);
         buf_form(&q->target, "clientIP", push->ip);
     }
-    q->judge = judge_naming_json;
+    q->judge = judge_hosts;
 }
 
 static void v1_put_service(struct question *q, const struct key *k, const nacos_service_settings *o, bool update)

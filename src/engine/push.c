@@ -7,6 +7,7 @@
 #include "engine/datagram.h"
 
 #define STRANGERS_PER_SECOND 20 /* datagrams from unknown addresses that are looked into */
+#define FRIENDS_PER_SECOND 2000 /* and of those from servers: an address can be forged */
 
 struct push_socket {
     uv_udp_t udp;
@@ -42,14 +43,14 @@ static void name_of(const struct sockaddr *a, char out[64])
         memmove(out, out + 7, strlen(out + 7) + 1);
 }
 
-static bool too_many_strangers(struct push *p)
+static bool too_many(struct push *p, bool known)
 {
     int64_t now = now_ms();
     if (now - p->window >= 1000) {
         p->window = now;
-        p->strangers = 0;
+        p->strangers = p->friends = 0;
     }
-    return ++p->strangers > STRANGERS_PER_SECOND;
+    return known ? ++p->friends > FRIENDS_PER_SECOND : ++p->strangers > STRANGERS_PER_SECOND;
 }
 
 static void acknowledge(struct push_socket *s, const struct datagram *d, const struct sockaddr *to)
@@ -68,8 +69,8 @@ static void received(struct push_socket *s, size_t len, const struct sockaddr *f
     const char *why = NULL;
     name_of(from, name);
     bool known = servers_know_ip(&c->servers, name);
-    if (!known && too_many_strangers(p)) {
-        drop(c, name, "no server of the list, and too many");
+    if (!c->subscriptions || too_many(p, known)) {
+        drop(c, name, c->subscriptions ? "too many" : "no service is followed");
         return;
     }
     if (!datagram_read(&d, s->bytes, len, &why)) {

@@ -20,8 +20,8 @@ struct push {
     bool tried;      /* to open it */
     int port;        /* 0: not open */
     struct push_socket *socket;
-    int64_t window; /* start of the second in which `strangers` are counted */
-    int strangers;
+    int64_t window; /* start of the second in which they are counted: */
+    int strangers, friends;
 };
 
 /** Where servers shall push to; port 0: nowhere, or it is not known yet. Opens the port when called first. */

@@ -37,7 +37,7 @@ static void deliver(struct nacos_subscription *s, struct hosts *h, nacos_source 
         ev->hosts = hosts_ref(h);
     ev->held = held;
     ev->source = source;
-    if (news)
+    if (news && !s->gone)
         engine_ready_locked(e, ev);
     pthread_mutex_unlock(&e->lock);
     if (!same)
@@ -72,7 +72,8 @@ static bool drops_too_much(const struct nacos_subscription *s, size_t missing)
 static void take(struct nacos_subscription *s, struct hosts *h)
 {
     struct nacos_client *c = s->client;
-    size_t missing = hosts_missing(current(s), h);
+    size_t missing =
+        s->event.source == NACOS_FROM_FAILOVER ? 0 : hosts_missing(current(s), h); /* what an operator wrote is no loss */
     int64_t now = now_ms();
     s->ref_time = h->view.ref_time;
     s->cache_ms = h->view.cache_ms;
@@ -104,8 +105,10 @@ static void take(struct nacos_subscription *s, struct hosts *h)
 static bool overridden(struct nacos_subscription *s)
 {
     struct hosts *over = naming_failover(s->client, &s->key, s->clusters);
-    if (over)
+    if (over) {
+        s->hold_until = 0;
         deliver(s, over, NACOS_FROM_FAILOVER, 0);
+    }
     hosts_unref(over);
     return over != NULL;
 }
@@ -182,7 +185,7 @@ static void ask_later(struct nacos_subscription *s)
     if (s->failures && ms > retry)
         ms = retry;
     ms = jitter(ms);
-    if (s->hold_until && ms > s->hold_until - now)
+    if (s->hold_until && !s->failures && ms > s->hold_until - now) /* when a hold is over, an answer decides */
         ms = s->hold_until > now ? s->hold_until - now : RETRY_MS;
     timer_set(&s->client->engine->timers, &s->timer, ms, ask, s);
 }
@@ -381,7 +384,8 @@ void nacos_unfollow(nacos_subscription *s)
 {
     nacos_engine *e = s->client->engine;
     pthread_mutex_lock(&e->lock);
-    engine_withdraw_locked(e, s->event.id); /* nothing of it is delivered after this call */
+    s->gone = true;
+    engine_withdraw_locked(e, s->event.id);
     pthread_mutex_unlock(&e->lock);
     count(s->client, -1);
     post_job(s, end_run, NULL);

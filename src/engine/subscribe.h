@@ -16,6 +16,7 @@ struct nacos_subscription {
     struct key key; /* its strings are the subscription's */
     char *clusters;
     struct event event; /* the slot. Guarded by engine->lock; only the loop changes its lists and counts */
+    bool gone;          /* unfollowed: nothing is delivered any more. Guarded likewise */
 
     /* the loop's */
     int64_t interval, hold_ms;
