@@ -356,17 +356,22 @@ void beats_other(struct beats *b, int change)
 
 /* ---- begin, change, leave ------------------------------------------------------------------------------------------------ */
 
+static void replace(struct registration *r, struct hosts *instance)
+{
+    hosts_unref(r->instance);
+    r->instance = hosts_ref(instance);
+    r->light = false;
+    r->changed = true;
+}
+
 bool beat_start(struct beats *b, const struct key *k, struct hosts *instance, int64_t interval_ms)
 {
     const nacos_instance *i = &instance->view.list[0];
     struct registration *r = find(b, k, i->ip, i->port);
     int64_t phase;
     if (r) {
-        hosts_unref(r->instance);
-        r->instance = hosts_ref(instance);
+        replace(r, instance);
         r->interval = bounded(interval_ms);
-        r->light = false;
-        r->changed = true;
         r->trouble = NACOS_OK;
         if (r->timer.slot && r->due > now_ms() + r->interval)
             sleep_until(r, now_ms() + r->interval);
@@ -401,12 +406,8 @@ void beat_change(struct beats *b, const struct key *k, struct hosts *instance)
 {
     const nacos_instance *i = &instance->view.list[0];
     struct registration *r = find(b, k, i->ip, i->port);
-    if (!r)
-        return;
-    hosts_unref(r->instance);
-    r->instance = hosts_ref(instance);
-    r->light = false;
-    r->changed = true;
+    if (r)
+        replace(r, instance);
 }
 
 bool beats_any(const struct beats *b)

@@ -1,4 +1,4 @@
---- What --exec runs: a command per change of an item, never two at once for one item, while everything else goes on.
+--- What `watch` and `subscribe` share. --exec: a command per change of an item, never two at once for one item, while all else goes on.
 
 local common = require("nacos.cli.common")
 local nacos = require("nacos")
@@ -97,4 +97,44 @@ function Commands:finish()
   end)
 end
 
-return { new = new }
+---What `watch` and `subscribe` do around their changes: until TERM, INT or HUP, or until it makes no sense any more.
+---@param args table # of the command: exec, rest
+---@param begin fun(client: nacos.Client, told: fun(tell: function, ...): boolean, runner: nacos.cli.Commands)
+---  begins to follow. told(tell, …) calls tell(…), which writes the change; false: nobody reads it any more, and the end is near.
+---@return integer code
+local function follow(args, settings, begin)
+  if args.exec and #args.rest == 0 then
+    common.fail(common.USAGE, "--exec needs a command after it")
+  end
+  local runner = new(args.rest or {})
+  local failure
+  local function fail(why)
+    failure = failure or why
+    runner:finish()
+  end
+  local client = common.open(common.connection(settings, "warn"), function(err)
+    if type(err) == "table" and err.code == "forbidden" then -- anything else is in the log, and it goes on trying
+      fail(select(2, pcall(common.check, nil, err)))
+    end
+  end)
+  local function told(tell, ...)
+    local ok, problem = pcall(tell, ...)
+    if not ok then -- stdout is gone
+      fail(problem)
+    end
+    return ok
+  end
+  common.on_end(function()
+    runner:finish()
+  end)
+  nacos.run(function()
+    begin(client, told, runner)
+  end)
+  client:close()
+  if failure then
+    error(failure, 0)
+  end
+  return common.DONE
+end
+
+return { follow = follow }

@@ -86,52 +86,25 @@ local function merge(old, new)
 end
 
 function subscribe.run(args, settings)
-  if args.exec and #args.rest == 0 then
-    common.fail(common.USAGE, "--exec needs a command after it")
-  end
-  local nacos = require("nacos")
-  local runner = commands.new(args.rest or {})
-  local failure
-  local function fail(why)
-    failure = failure or why
-    runner:finish()
-  end
-  local client = common.open(common.connection(settings, "warn"), function(err)
-    if type(err) == "table" and err.code == "forbidden" then -- anything else is in the log, and it goes on trying
-      fail(select(2, pcall(common.check, nil, err)))
+  return commands.follow(args, settings, function(client, told, runner)
+    local function on_change(change)
+      local event = event_of(change)
+      if told(tell, change, args.json) and args.exec and event then
+        runner:run(change.service_name, {
+          env = {
+            NACOS_SERVICE = change.service_name, NACOS_GROUP = change.group_name, NACOS_NAMESPACE = change.namespace,
+            NACOS_EVENT = event,
+          },
+          input = healthy(change),
+        }, merge)
+      end
     end
-  end)
-  local function on_change(change)
-    local ok, problem = pcall(tell, change, args.json)
-    if not ok then -- stdout is gone
-      return fail(problem)
-    end
-    local event = event_of(change)
-    if args.exec and event then
-      runner:run(change.service_name, {
-        env = {
-          NACOS_SERVICE = change.service_name, NACOS_GROUP = change.group_name, NACOS_NAMESPACE = change.namespace,
-          NACOS_EVENT = event,
-        },
-        input = healthy(change),
-      }, merge)
-    end
-  end
-  common.on_end(function()
-    runner:finish()
-  end)
-  nacos.run(function()
     for _, service in ipairs(args.services) do
       common.call(client, "watch_service", service, {
         group_name = settings.group, healthy_only = false, hold = args.hold,
       }, on_change)
     end
   end)
-  client:close()
-  if failure then
-    error(failure, 0)
-  end
-  return common.DONE
 end
 
 return subscribe

@@ -49,48 +49,23 @@ local function tell(change, event, as_json)
 end
 
 function watch.run(args, settings)
-  if args.exec and #args.rest == 0 then
-    common.fail(common.USAGE, "--exec needs a command after it")
-  end
-  local nacos = require("nacos")
-  local runner = commands.new(args.rest or {})
-  local failure
-  local function fail(why)
-    failure = failure or why
-    runner:finish()
-  end
-  local client = common.open(common.connection(settings, "warn"), function(err)
-    if type(err) == "table" and err.code == "forbidden" then -- anything else is in the log, and it goes on trying
-      fail(select(2, pcall(common.check, nil, err)))
+  return commands.follow(args, settings, function(client, told, runner)
+    local function on_change(change)
+      local event = change.content == nil and "deleted" or "changed"
+      if told(tell, change, event, args.json) then
+        runner:run(change.data_id, {
+          env = {
+            NACOS_DATA_ID = change.data_id, NACOS_GROUP = change.group, NACOS_NAMESPACE = change.namespace or "",
+            NACOS_MD5 = change.md5 or "", NACOS_EVENT = event,
+          },
+          input = change.content or "",
+        })
+      end
     end
-  end)
-  local function on_change(change)
-    local event = change.content == nil and "deleted" or "changed"
-    local ok, problem = pcall(tell, change, event, args.json)
-    if not ok then -- stdout is gone
-      return fail(problem)
-    end
-    runner:run(change.data_id, {
-      env = {
-        NACOS_DATA_ID = change.data_id, NACOS_GROUP = change.group, NACOS_NAMESPACE = change.namespace or "",
-        NACOS_MD5 = change.md5 or "", NACOS_EVENT = event,
-      },
-      input = change.content or "",
-    })
-  end
-  common.on_end(function()
-    runner:finish()
-  end)
-  nacos.run(function()
     for _, data_id in ipairs(args.data_ids) do
       common.call(client, "add_config_watcher", data_id, settings.group, on_change)
     end
   end)
-  client:close()
-  if failure then
-    error(failure, 0)
-  end
-  return common.DONE
 end
 
 return watch
