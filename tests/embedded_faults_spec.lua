@@ -68,11 +68,11 @@ describe("the embedded server: faults", function()
       server:faults { path = CONFIGS, delay = 0.3, times = 1 }
       local got = get()
       assert.equal("content", got.body)
-      assert.truthy(got.seconds >= 0.3 and got.seconds < 2, got.seconds)
+      assert.truthy(got.seconds > 0.25 and got.seconds < 3, got.seconds) -- curl's clock is not the server's
       server:faults { path = CONFIGS, delay = 0.3, status = 500, times = 1 }
       got = get()
       assert.equal(500, got.status)
-      assert.truthy(got.seconds >= 0.3, got.seconds)
+      assert.truthy(got.seconds > 0.25, got.seconds)
     end)
 
     it("cut the answer after so many bytes, at any byte", function()

@@ -30,6 +30,7 @@ struct registration {
     bool queued, gone;         /* gone: in no table; freed when its request ends */
     bool light;                /* the server takes light beats, and has had a whole one */
     bool changed;              /* the instance is another than the request under way says */
+    bool forgotten;            /* the server said that it does not know it */
     struct request *request;
     nacos_code trouble; /* the last one logged */
     void (*idle)(void *arg);
@@ -254,8 +255,10 @@ static void on_registered(void *arg, const struct http_response *resp, const nac
         return;
     if (err->code == NACOS_OK) {
         const nacos_instance *i = instance_of(r);
-        log_write(r->beats->client->log, LOG_INFO, "registered %s:%d of %s (group %s) again at %s, which had forgotten it", i->ip,
-                  i->port, r->service.data_id, r->service.group, err->server);
+        if (r->forgotten)
+            log_write(r->beats->client->log, LOG_INFO, "registered %s:%d of %s (group %s) again at %s, which had forgotten it",
+                      i->ip, i->port, r->service.data_id, r->service.group, err->server);
+        r->forgotten = false;
         r->trouble = NACOS_OK;
         if (r->changed)
             register_again(r);
@@ -272,9 +275,6 @@ static void register_again(struct registration *r)
     struct nacos_client *c = r->beats->client;
     struct question q;
     r->light = r->changed = false;
-    pthread_mutex_lock(&c->engine->lock);
-    c->status.reregistrations++;
-    pthread_mutex_unlock(&c->engine->lock);
     c->protocol->register_instance(&q, &r->service, instance_of(r));
     q.lasting = true;
     r->request = request_start(c, &q, REGISTER_MS, on_registered, r);
@@ -295,10 +295,12 @@ static void on_beat(void *arg, const struct http_response *resp, const nacos_err
     if (err->code == NACOS_OK && c->protocol->beat_answer(resp, &answer)) {
         pthread_mutex_lock(&c->engine->lock);
         c->status.beats++;
+        c->status.reregistrations += answer.unknown;
         pthread_mutex_unlock(&c->engine->lock);
         if (answer.interval_ms > 0)
             r->interval = bounded(answer.interval_ms);
         if (answer.unknown) {
+            r->forgotten = true;
             register_again(r);
         } else {
             r->light = answer.light && !r->changed;

@@ -34,7 +34,7 @@ end
 local WORDS = {
   data_id = "data id", cas_md5 = "--cas", app_name = "--app-name", service_name = "service", group_name = "--group",
   cluster_name = "--cluster", clusters = "--cluster", ip = "--ip", port = "--port", weight = "--weight", metadata = "--meta",
-  heartbeat_interval = "--interval", hold = "--hold",
+  heartbeat_interval = "--interval", interval = "--interval", hold = "--hold", max_drop = "--max-drop",
 }
 
 ---Call a method of the client. What the client's own checks refuse is a wrong command line: leave the command.

@@ -17,6 +17,9 @@ Examples:
   lunacos register web --ip 10.0.0.1 --port 8080 -- ./web --listen 8080
   lunacos register db --ip 10.0.0.9 --port 5432 --persistent
 
+Names: a service's has no white space and no "@@", at most 512 bytes; a cluster's has letters,
+digits and "-", at most 64 bytes.
+
 It stays in the foreground, beats, and takes the instance out of the service at TERM, INT or HUP,
 exit code 0. While no server answers it goes on trying. A line on stderr says when the instance
 is registered.

@@ -37,7 +37,8 @@ function server.setup(parser)
     parser:option("--tls-key"):argname("FILE"):description("Key of the certificate"),
     parser:option("--tls-ca"):argname("FILE"):description("Ask clients for a certificate signed by this one"),
     parser:option("--claim"):argname("VERSION"):description("Version of Nacos to claim (default 2.5.1)"),
-    parser:flag("--faults"):description("Also serve /__lunacos/…: faults to order and requests seen, for tests"),
+    parser:flag("--faults"):description(
+      "Also serve /__lunacos/… for tests: faults to order, requests seen, POST …/naming/forget to lose every instance"),
   }
 end
 

@@ -7,7 +7,7 @@ local instance = require("nacos.cli.instance")
 
 local subscribe = {
   summary = "Tell every change of the instances of services, as it happens.",
-  usage = "subscribe SERVICE… [-g GROUP] [--hold SECONDS] [--json] [--exec CMD…]",
+  usage = "subscribe SERVICE… [OPTIONS] [--json] [--exec CMD…]",
   rest = "--exec",
   help = [[
 Examples:
@@ -17,8 +17,9 @@ Examples:
 
 The present instances come first, as ADDED, then every change. A line has the event (ADDED,
 MODIFIED or DELETED), the service, ip:port, the cluster, the weight and healthy or unhealthy,
-separated by tabs. --json writes one object per change instead. An answer that lacks every
-instance is believed when it has stood for --hold seconds; a warning on stderr says so.
+separated by tabs. --json writes one object per change instead. An answer that lacks more than
+--max-drop of the instances is believed when it has stood for --hold seconds; a warning on stderr
+says so.
 
 --exec must come last. The command runs once at the start, also for a service without instances,
 and at every change. It gets the list of healthy instances as a JSON array on stdin, and
@@ -35,8 +36,13 @@ not ended after 3 seconds.]],
 function subscribe.setup(parser)
   parser:argument("services"):args("+"):argname("SERVICE"):description("Names of services")
   return {
+    parser:option("--cluster"):argname("NAME[,NAME…]"):description("Only instances of these clusters"),
+    parser:option("--interval"):argname("SECONDS"):convert(instance.number):description(
+      "Longest time between two questions beside the server's pushes (default 7)"),
+    parser:option("--max-drop"):argname("SHARE"):convert(instance.number):description(
+      "More than this share of the instances gone at once is not believed yet (0 to 1; default: all of them)"),
     parser:option("--hold"):argname("SECONDS"):convert(instance.number):description(
-      "How long the last instances are kept when all are gone (default 10; 0: not at all)"),
+      "How long the missing instances are kept then (default 10; 0: not at all)"),
     parser:flag("--json"):description("One JSON object per change"),
     parser:flag("--exec"):description("Run CMD… at every change; all words after this one belong to it"),
   }
@@ -101,7 +107,8 @@ function subscribe.run(args, settings)
     end
     for _, service in ipairs(args.services) do
       common.call(client, "watch_service", service, {
-        group_name = settings.group, healthy_only = false, hold = args.hold,
+        group_name = settings.group, clusters = args.cluster, healthy_only = false, interval = args.interval, max_drop = args.max_drop,
+        hold = args.hold,
       }, on_change)
     end
   end)
