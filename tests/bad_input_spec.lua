@@ -1,5 +1,6 @@
 --- What must happen when the caller, the server or the disk is wrong: an error that says what and where, the old value kept, nothing
 -- that hangs and nothing that spins.
+-- @patient
 
 local lab = require "lab"
 local nacos = require "nacos"

@@ -1,4 +1,5 @@
 --- Registered instances are kept alive whatever Lua does, come back whatever the server does, and go when they are told to.
+-- @patient
 
 local json = require "cjson.safe"
 local lab = require "lab"

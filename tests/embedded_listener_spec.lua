@@ -1,4 +1,5 @@
 --- The embedded server's long polls and connections, against what real 2.3–2.5 servers do.
+-- @patient
 
 local support = require "support"
 local json = require "cjson.safe"

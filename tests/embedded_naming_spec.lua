@@ -1,4 +1,5 @@
 --- Services on the embedded server, against what real 2.3–2.5 servers answer.
+-- @patient
 
 local support = require "support"
 local json = require "cjson.safe"

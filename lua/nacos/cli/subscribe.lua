@@ -107,8 +107,8 @@ function subscribe.run(args, settings)
     end
     for _, service in ipairs(args.services) do
       common.call(client, "watch_service", service, {
-        group_name = settings.group, clusters = args.cluster, healthy_only = false, interval = args.interval, max_drop = args.max_drop,
-        hold = args.hold,
+        group_name = settings.group, clusters = args.cluster, healthy_only = false, interval = args.interval,
+        max_drop = args.max_drop, hold = args.hold,
       }, on_change)
     end
   end)
