@@ -145,6 +145,27 @@ describe("services", function()
     assert.equal(7, listed(name)[1].weight)
   end)
 
+  it("keeps what others have changed of its own instance, and what it has changed itself of another's", function()
+    local name, other = service(), lab.client(server)
+    client:add_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, metadata = { a = "1" } }
+    client.registered[next(client.registered)].at = 0 -- as if some seconds had passed: lists show it as it is
+    other:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, weight = 0 }
+    other:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, metadata = { a = "2" } }
+    assert.same({ 0, "2" }, { listed(name)[1].weight, listed(name)[1].metadata.a })
+    client:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, metadata = { a = "3" } }
+    assert.same({ 0, "3" }, { listed(name)[1].weight, listed(name)[1].metadata.a }, "a drained instance stays drained")
+    local late = support.start_server { "--push-delay", "30" } -- lists show nothing of all this
+    client, other = lab.client(late), lab.client(late)
+    client:add_naming_instance { service_name = name, ip = "10.0.0.1", port = 80 }
+    other:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, weight = 5 }
+    other:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, metadata = { a = "2" } }
+    local last
+    for _, request in ipairs(lab.requests(late, INSTANCE)) do
+      last = request.method == "PUT" and lab.form(request.query) or last
+    end
+    assert.same({ "5", { a = "2" } }, { last.weight, json.decode(last.metadata) })
+  end)
+
   it("cannot change an instance that is not there", function()
     local name = service()
     local ok, err = client:modify_naming_instance(name, "10.0.0.1", 80, nil, 5)
@@ -259,6 +280,17 @@ describe("services", function()
       instance.ip, instance.port, instance.cluster_name, instance.weight, instance.healthy, instance.metadata,
       instance.service_name, instance.group_name,
     })
+    assert.same({ true, true }, { instance.enabled, instance.ephemeral })
+    assert.equal("A", client:get_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, group_name = "G" }.cluster_name)
+    local other = lab.client(server)
+    local seen = other:get_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, group_name = "G" }
+    assert.equal("A", seen.cluster_name, "whose cluster nobody named")
+    client:modify_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, group_name = "G", enable = false }
+    assert.is_false(client:get_naming_instance { service_name = name, ip = "10.0.0.1", port = 80, group_name = "G" }.enabled)
+    seen = other:get_naming_instance(name, "10.0.0.1", 80, "A", "G")
+    assert.same({ 3 }, { seen.weight, seen.enabled, seen.ephemeral }, "nobody tells it whether it is enabled")
+    client:add_naming_instance { service_name = name, ip = "10.0.0.2", port = 80, ephemeral = false, group_name = "P" }
+    assert.is_false(other:get_naming_instance { service_name = name, ip = "10.0.0.2", port = 80, group_name = "P" }.ephemeral)
     for _, args in ipairs {
       { name, "10.0.0.1", 80, "A" }, { name, "10.0.0.1", 81, "A", "G" }, { name, "10.0.0.1", 80, "B", "G" },
       { "nobody", "10.0.0.1", 80 },
@@ -634,6 +666,14 @@ describe("services", function()
       { function() self:add_naming_instance("s", "10.0.0.1", 80, nil, nil, { a = ("x"):rep(100000) }) end, "metadata" },
       { function() self:add_naming_instance("s", "10.0.0.1 ", 80) end, "'ip'" },
       { function() self:add_naming_instance("s", "", 80) end, "'ip'" },
+      { function() self:add_naming_instance("s", "256.1.1.1", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "1.2.3.4:80", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "1.2.3", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "a..b", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "-a", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "::::", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instance("s", "%", 80) end, "neither an address nor a host name" },
+      { function() self:add_naming_instances { service_name = "s", port = 80, { ip = "h" }, nil, { ip = "h" } } end, "instance 2" },
       { function() self:add_naming_instance("s", "10.0.0.1\0", 80) end, "'ip'" },
       { function() self:add_naming_instance("s", "10.0.0.1", 0) end, "at least 1" },
       { function() self:add_naming_instance("s", "10.0.0.1", 65536) end, "'port'" },

@@ -544,6 +544,38 @@ describe("a followed service", function()
     assert.matches("WARN [^\n]*" .. name .. "[^\n]*2 of 2 instances", support.read(folder .. "/lunacos.log"))
   end)
 
+  it("is not held longer because a push told of it", function()
+    local client, name = lab.client(server), service(1)
+    local seen, callback = watcher()
+    client:watch_service(name, { interval = 60, hold = 0.5 }, callback)
+    until_seen(seen, 1)
+    until_pushed(name)
+    remove(name, 1)
+    local took = lab.timed(until_seen, seen, 3)
+    assert.same({ " + ~ -1", true }, { seen[3], took < 4 }, "not at the next question, some 8 s later, but after " .. took)
+  end)
+
+  it("belongs to each listener, which may change what it was given", function()
+    local client, name = lab.client(server), service(1)
+    local seen, callback = watcher()
+    local function spoil(instance)
+      instance.ip, instance.metadata.zone = "evil", "evil"
+    end
+    client:subscribe(function(_, instance) spoil(instance) end, 7, name)
+    client:watch_service(name, function(change) spoil(change.instances[1] or { metadata = {} }) end)
+    client:watch_service(name, callback)
+    until_seen(seen, 1)
+    spoil(client:select_instance(name))
+    assert.equal("10.0.0.1", client:select_instance(name).ip)
+    local late = watcher()
+    client:watch_service(name, function(change)
+      late.n, late.last = late.n + 1, change.instances[1]
+    end)
+    until_seen(late, 1)
+    assert.same({ "1", "10.0.0.1" }, { ends(seen.last.instances), late.last.ip })
+    assert.is_nil(late.last.metadata.zone)
+  end)
+
   it("comes back from a hold as if nothing had been", function()
     local client, name = lab.client(server, { push = false }), service(1, 2)
     local seen, callback = watcher()
@@ -640,6 +672,17 @@ describe("a followed service", function()
     os.remove(path .. "/" .. name .. "+DEFAULT_GROUP+")
     support.eventually(function() return ends(seen.last.instances) == "1" end, 20)
     assert.equal("server", seen.last.source)
+  end)
+
+  it("says that a failover file is damaged", function()
+    local folder = support.tmpdir()
+    local client, name = lab.client(server, { log_level = "WARN", log_dir = folder }), service(1)
+    local path = client.folder .. "/data/naming"
+    os.execute("mkdir -p " .. path)
+    support.write(path .. "/" .. name .. "+DEFAULT_GROUP+", '{"ho')
+    assert.equal("1", ends(client:list_naming_instance(name)))
+    assert.matches("WARN [^\n]*file ignored: naming/" .. name .. "%+DEFAULT_GROUP%+ is no list of instances",
+      support.read(folder .. "/lunacos.log"))
   end)
 
   -- ---- trouble -------------------------------------------------------------------------------------------------------------------------

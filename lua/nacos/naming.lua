@@ -12,6 +12,7 @@ local await = scheduler.await
 local monotonic = core.monotonic
 
 local DEFAULT_GROUP = "DEFAULT_GROUP"
+local SETTLED = 3       -- seconds after which lists surely show a change
 local LIST_LAG = 1      -- seconds by which a server's list is behind a change, at most
 local AT_ONCE = 64      -- registrations of a batch in flight
 local FEW = 32          -- changes that are put into a sorted list one by one
@@ -366,7 +367,7 @@ local function end_registration(self, r, event)
   end
   local present = self.registered[r.key]
   if not self.closed and not (present and present.call > r.call) then
-    note(self, r.key, { instance = r.instance, call = r.call })
+    note(self, r.key, { instance = r.instance, call = r.call, at = monotonic() })
   end
   return true
 end
@@ -402,14 +403,16 @@ function Client:add_naming_instances(list)
   if type(list) ~= "table" then
     error("bad argument to 'add_naming_instances' (table expected, got " .. type(list) .. ")", 2)
   end
-  local wanted, common = {}, {}
+  local wanted, common, count = {}, {}, 0
   for name, value in pairs(list) do
     if type(name) ~= "number" then
       common[name] = value
+    else
+      count = math.max(count, name) -- a hole is a lookup that failed: an instance that would be missing
     end
   end
-  for i, given in ipairs(list) do
-    local what = "add_naming_instances, instance " .. i
+  for i = 1, count do
+    local what, given = "add_naming_instances, instance " .. i, list[i]
     if type(given) ~= "table" then
       error(("bad argument to '%s' (table expected, got %s)"):format(what, type(given)), 2)
     end
@@ -478,23 +481,31 @@ function Client:remove_naming_instance(...)
   return true
 end
 
+local function find_instance(list, ip, port)
+  for _, instance in ipairs(list) do
+    if instance.ip == ip and instance.port == port then
+      return instance
+    end
+  end
+end
+
 ---An instance as a server has it. A list tells all about an instance, but lacks disabled ones and is late.
-local function read_instance(self, service, a, left)
+---@param said boolean # whether it is enabled was said lately: no need to find out
+local function read_instance(self, service, a, left, said)
   local found
   for try = 1, 2 do
     local event = await(self.core:instances(service, a.cluster_name, false, left(), "server_only"))
     if event.error then
       return nil, event.error
     end
-    for _, instance in ipairs(event.hosts) do
-      if instance.ip == a.ip and instance.port == a.port then
-        return instance
-      end
+    local instance = find_instance(event.hosts, a.ip, a.port)
+    if instance then
+      return instance
     end
     if try == 1 then
       event = await(self.core:instance(service, { ip = a.ip, port = a.port, cluster = a.cluster_name }, left()))
       found = event.hosts and event.hosts[1]
-      if event.error or a.enable ~= nil then
+      if event.error or a.enable ~= nil or said then
         return found, event.error
       end
       scheduler.sleep(math.min(LIST_LAG, left() / 2))
@@ -502,6 +513,33 @@ local function read_instance(self, service, a, left)
   end
   found.enabled = false
   return found
+end
+
+local FIELDS = { "weight", "metadata", "enabled", "ephemeral" }
+
+---Keep what was said of an instance of somebody else, as long as lists may show what was before.
+---@param given table # an instance, as far as it was given
+local function remember(self, key, given)
+  local now, before = monotonic(), self.said[key]
+  for other, said in pairs(self.said) do
+    if now >= said.till then
+      self.said[other] = nil
+    end
+  end
+  local said = { till = now + SETTLED }
+  for _, name in ipairs(FIELDS) do
+    said[name] = given[name]
+    if said[name] == nil and before and now < before.till then
+      said[name] = before[name]
+    end
+  end
+  self.said[key] = said
+end
+
+---@return table # fields of an instance
+local function recall(self, key)
+  local said = self.said[key]
+  return said and monotonic() < said.till and said or {}
 end
 
 local function overlay(value, default)
@@ -532,25 +570,35 @@ function Client:modify_naming_instance(...)
   if own and a.cluster_name and a.cluster_name ~= (own.instance.cluster or "DEFAULT") then
     own = nil
   end
-  local before = own and own.instance
-  if not own then
+  local before, said = nil, recall(self, key)
+  if own and monotonic() < own.at + SETTLED then
+    before = own.instance
+  else
     local err
-    before, err = read_instance(self, service, a, left)
-    if not before then
+    before, err = read_instance(self, service, a, left, said.enabled ~= nil)
+    if before then
+      before.cluster = before.cluster_name
+    elseif own and err.code == "not_found" then -- forgotten, or the server shows no disabled ones
+      before = own.instance
+    else
       return nil, err
     end
-    before.cluster = before.cluster_name
+    for _, name in ipairs(FIELDS) do
+      before[name] = overlay(said[name], before[name])
+    end
   end
   local instance = { ip = a.ip, port = a.port, cluster = before.cluster, healthy = before.healthy }
-  for _, name in ipairs { "weight", "metadata", "enabled", "ephemeral" } do
+  for _, name in ipairs(FIELDS) do
     instance[name] = overlay(given[name], before[name])
   end
   local event = await(self.core:modify(service, instance, left()))
   if event.error then
     return nil, event.error
   end
-  if own and self.registered[key] == own then
-    note(self, key, { instance = instance, call = own.call })
+  if not own then
+    remember(self, key, given)
+  elseif self.registered[key] == own then
+    note(self, key, { instance = instance, call = own.call, at = monotonic() })
   end
   return true
 end
@@ -624,19 +672,35 @@ end
 ---@param service_name string
 ---@param ip string
 ---@param port integer
----@param cluster_name string|nil
+---@param cluster_name string|nil # default: in whichever cluster it is
 ---@param group_name string|nil   # default "DEFAULT_GROUP"
----@return nacos.Instance|nil
+---@return nacos.Instance|nil     # enabled and ephemeral are nil when no server tells them: that of a disabled instance of others, say
 ---@return nacos.Error|nil        # "not_found": there is no such instance
 ---@overload fun(self, args: nacos.InstanceKey): nacos.Instance|nil, nacos.Error|nil
 function Client:get_naming_instance(...)
   local a = options.named(GET, "get_naming_instance", 2, ...)
   local service, instance = service_of(a), instance_of(a, "get_naming_instance", 2)
-  local event = await(self.core:instance(service, instance, a.timeout or self.options.default_timeout))
-  if event.error then
-    return nil, event.error
+  local left = countdown(self, a.timeout)
+  local own = self.registered[key_of(self, service, a.ip, a.port)]
+  instance.cluster = instance.cluster or own and own.instance.cluster
+  local event = await(self.core:instance(service, instance, left()))
+  local found, err = event.hosts and event.hosts[1], event.error
+  if err and (err.code ~= "not_found" or a.cluster_name) then
+    return nil, err
   end
-  return belongs(event.hosts[1], service)
+  -- asked for one instance, a server looks in one cluster, and tells neither `enabled` nor `ephemeral`
+  event = await(self.core:instances(service, a.cluster_name, false, left(), "server_only"))
+  local listed = event.hosts and find_instance(event.hosts, a.ip, a.port)
+  if not found then
+    found = listed
+  elseif listed then
+    found.enabled, found.ephemeral = listed.enabled, listed.ephemeral
+  elseif own then
+    found.enabled, found.ephemeral = own.instance.enabled ~= false, own.instance.ephemeral ~= false
+  else
+    found.enabled, found.ephemeral = nil, nil
+  end
+  return found and belongs(found, service), not found and err or nil
 end
 
 -- ---- following -------------------------------------------------------------------------------------------------------------
@@ -666,6 +730,19 @@ local function same(a, b)
     end
   end
   return true
+end
+
+---What a listener gets is its own: it may change it.
+local function copy(instance)
+  local c = {}
+  for name, value in pairs(instance) do
+    c[name] = value
+  end
+  c.metadata = {}
+  for name, value in pairs(instance.metadata) do
+    c.metadata[name] = value
+  end
+  return c
 end
 
 ---The instance as this listener may see it.
@@ -712,7 +789,7 @@ function Listener:deliver(callbacks)
     end
     local kind, instance = news(self, key)
     if kind then
-      callbacks:call(self.fn, self.about, kind, instance)
+      callbacks:call(self.fn, self.about, kind, copy(instance))
     end
   end
 end
@@ -754,7 +831,9 @@ function Watcher:deliver(callbacks)
     local kind, instance = news(self, key)
     if kind then
       changed = true
+      instance = copy(instance)
       lists[kind][#lists[kind] + 1] = instance
+      self.copies[key] = kind ~= "DELETED" and instance or nil
     end
   end
   if not first and not changed and self.held == item.held and self.source == item.source and self.protection == item.protection then
@@ -763,7 +842,7 @@ function Watcher:deliver(callbacks)
   self.told, self.held, self.source, self.protection = true, item.held, item.source, item.protection
   local instances = {}
   for _, key in ipairs(sorted(item)) do
-    instances[#instances + 1] = visible(self, key)
+    instances[#instances + 1] = self.copies[key]
   end
   callbacks:call(self.fn, self.about, {
     service_name = item.service.name, group_name = item.service.group, namespace = item.namespace,
@@ -878,7 +957,7 @@ local function add_listener(self, class, fn, interval, a)
   end
   local listener = setmetatable({
     fn = fn, name = a.listener_name or new_name(self, item), item = item, interval = interval, max_drop = a.max_drop, hold = a.hold,
-    healthy_only = a.healthy_only, seen = {}, pending = {},
+    healthy_only = a.healthy_only, seen = {}, pending = {}, copies = {},
   }, class)
   listener.about = {
     service_name = service.name, group_name = service.group, namespace = item.namespace, listener_name = listener.name,
@@ -1036,7 +1115,7 @@ local function choose(choices, service)
         :format(service.name, service.group))
   end
   local at = lower_bound(choices.sums, math.random() * choices.total)
-  return choices[math.min(at, #choices)]
+  return copy(choices[math.min(at, #choices)])
 end
 
 ---@return table|nil # what can be chosen, from a followed service
@@ -1204,7 +1283,8 @@ Client.delete_service = Client.remove_service
 -- ---- the client's life -----------------------------------------------------------------------------------------------------
 
 local function init(client)
-  client.registered = {} -- key -> { instance, call }: own instances
+  client.registered = {} -- key -> { instance, call, at }: own instances
+  client.said = {}       -- key -> what this client said of an instance lately
   client.services = {}   -- key -> item: what is followed
   client.calls = 0
   client.names = 0       -- listeners named so far

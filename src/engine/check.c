@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 #include <ctype.h>
 #include <jansson.h>
 #include <math.h>
@@ -5,6 +6,7 @@
 #include <string.h>
 
 #include "engine/buf.h"
+#include "engine/hosts.h"
 #include "engine/protocol.h"
 
 #define SERVICE_MAX 512
@@ -52,16 +54,34 @@ const char *nacos_check_clusters(const char *clusters)
     return NULL;
 }
 
-static const char *check_ip(const char *ip)
+/** Labels of letters, digits, '-' and '_', the last one not a number: "1.2.3" and "256.1.1.1" are mistaken addresses. */
+static bool is_host_name(const char *name)
 {
+    bool number = true;
+    for (const char *p = name;; p++) {
+        size_t n = strcspn(p, ".");
+        if (n == 0 || *p == '-' || p[n - 1] == '-')
+            return false;
+        for (size_t i = 0; i < n; i++)
+            if (!isalnum((unsigned char)p[i]) && p[i] != '-' && p[i] != '_')
+                return false;
+        number = strspn(p, "0123456789") == n;
+        p += n;
+        if (!*p)
+            return !number;
+    }
+}
+
+const char *check_ip(const char *ip)
+{
+    struct in6_addr address;
     if (!ip || !*ip)
         return "is empty";
     if (strlen(ip) > IP_MAX)
         return "is longer than 128 bytes";
-    for (const char *p = ip; *p; p++)
-        if (!isalnum((unsigned char)*p) && !strchr(".:-_%", *p))
-            return "is neither an address nor a host name";
-    return NULL;
+    if (inet_pton(AF_INET, ip, &address) == 1 || inet_pton(AF_INET6, ip, &address) == 1 || is_host_name(ip))
+        return NULL;
+    return "is neither an address nor a host name";
 }
 
 static const char *check_metadata(const nacos_instance *i)

@@ -42,7 +42,7 @@ static char *inflated(const void *bytes, size_t len, size_t *out_len)
 
 static bool read_json(struct datagram *d, const char *text, size_t len, const char **why)
 {
-    json_t *j = hosts_dense(text, len) ? NULL : json_loadb(text, len, 0, NULL);
+    json_t *j = hosts_load_json(text, len);
     const char *type = json_string_value(json_object_get(j, "type"));
     json_t *data = json_object_get(j, "data"), *time = json_object_get(j, "lastRefTime");
     bool list = type && (strcmp(type, "dom") == 0 || strcmp(type, "service") == 0);

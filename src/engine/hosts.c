@@ -1,6 +1,6 @@
 #include "engine/hosts.h"
 
-#include <jansson.h>
+#include <ctype.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -363,7 +363,7 @@ static void read_entry(json_t *j, struct draft *d)
     bool healthy = true, enabled = true, ephemeral = true;
     json_t *port = member(j, "port"), *weight = member(j, "weight"), *health = member(j, "healthy");
     size_t first_pair = d->pair_count;
-    bool fine = json_is_object(j) && read_text(member(j, "ip"), &e.ip) && is_word(&e.ip) && json_is_integer(port) &&
+    bool fine = json_is_object(j) && read_text(member(j, "ip"), &e.ip) && !check_ip(e.ip.p) && json_is_integer(port) &&
                 json_integer_value(port) >= 0 && json_integer_value(port) <= 65535 && (!weight || json_is_number(weight)) &&
                 read_flag(health ? health : member(j, "valid"), &healthy) && read_flag(member(j, "enabled"), &enabled) &&
                 read_flag(member(j, "ephemeral"), &ephemeral) && read_text(member(j, "clusterName"), &e.cluster) &&
@@ -426,13 +426,72 @@ bool hosts_dense(const char *json, size_t len)
     return brackets > 1024 + len / 16 || commas > 1024 + len / 6;
 }
 
+/** How many bytes the UTF-8 character at `p` has; 0: it is none. */
+static size_t utf8_len(const unsigned char *p, size_t left)
+{
+    size_t n = *p < 0x80 ? 1 : *p >= 0xC2 && *p < 0xE0 ? 2 : *p >= 0xE0 && *p < 0xF0 ? 3 : *p >= 0xF0 && *p < 0xF5 ? 4 : 0;
+    if (n > left)
+        return 0;
+    for (size_t i = 1; i < n; i++)
+        if ((p[i] & 0xC0) != 0x80)
+            return 0;
+    bool overlong = (*p == 0xE0 && p[1] < 0xA0) || (*p == 0xF0 && p[1] < 0x90);
+    bool beyond = (*p == 0xED && p[1] > 0x9F) || (*p == 0xF4 && p[1] > 0x8F);
+    return overlong || beyond ? 0 : n;
+}
+
+/** The value of the \uXXXX at `p`; -1: there is none. */
+static int escaped_unit(const char *p, size_t left)
+{
+    char digits[5] = {0}, *end;
+    if (left < 6 || p[0] != '\\' || p[1] != 'u')
+        return -1;
+    memcpy(digits, p + 2, 4);
+    long unit = strtol(digits, &end, 16);
+    return *end || !isxdigit((unsigned char)digits[0]) ? -1 : (int)unit;
+}
+
+/** Replaces, in place, what jansson takes in no string: bytes that are not UTF-8, control characters, NUL and half characters as
+ * escapes. Servers pass on what was registered. */
+static void mend(char *text, size_t len)
+{
+    bool quoted = false;
+    for (size_t i = 0, n; i < len; i += n) {
+        n = utf8_len((unsigned char *)text + i, len - i);
+        if (n == 0 || (quoted && (unsigned char)text[i] < ' ')) {
+            text[i] = '?';
+            n = 1;
+        } else if (quoted && text[i] == '\\') {
+            int unit = escaped_unit(text + i, len - i), next = escaped_unit(text + i + 6, len - i >= 6 ? len - i - 6 : 0);
+            bool pair = unit >= 0xD800 && unit < 0xDC00 && next >= 0xDC00 && next < 0xE000;
+            if (unit == 0 || (unit >= 0xD800 && unit < 0xE000 && !pair))
+                memcpy(text + i + 2, "fffd", 4);
+            n = pair ? 12 : unit >= 0 ? 6 : 2;
+        } else if (text[i] == '"') {
+            quoted = !quoted;
+        }
+    }
+}
+
+json_t *hosts_load_json(const char *text, size_t len)
+{
+    if (hosts_dense(text, len))
+        return NULL;
+    json_t *j = json_loadb(text, len, 0, NULL);
+    char *copy = j || !len ? NULL : malloc(len);
+    if (copy) {
+        memcpy(copy, text, len);
+        mend(copy, len);
+        j = json_loadb(copy, len, 0, NULL);
+        free(copy);
+    }
+    return j;
+}
+
 struct hosts *hosts_parse(const char *json, size_t len)
 {
     struct draft d = {.clusters = {"", 0}};
-    if (hosts_dense(json, len))
-        return NULL;
-    json_t *j = json_loadb(json, len, JSON_ALLOW_NUL, NULL), *hosts = json_object_get(j, "hosts"),
-           *entry; /* a NUL costs its entry only */
+    json_t *j = hosts_load_json(json, len), *hosts = json_object_get(j, "hosts"), *entry;
     struct hosts *h = NULL;
     size_t i;
     if (json_is_array(hosts)) {

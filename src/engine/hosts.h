@@ -8,6 +8,7 @@
 #ifndef LUNACOS_HOSTS_H
 #define LUNACOS_HOSTS_H
 
+#include <jansson.h>
 #include <stdatomic.h>
 
 #include "nacos.h"
@@ -27,13 +28,18 @@ struct hosts {
 };
 
 /** Reads the ServiceInfo JSON of 1.x, 2.x and 3.x, `{"hosts":[…],…}`. Entries that are no instances (not an object, no usable ip or
- * port, members of the wrong type, text with NUL, metadata that is not an object of strings) are left out and counted in
+ * port, members of the wrong type, metadata that is not an object of strings) are left out and counted in
  * view.skipped, as are further ones with the same identity. Missing members take the server's defaults: weight 1, healthy, enabled,
  * ephemeral, cluster DEFAULT; null is the same as missing. Unknown members are fine; of a member that comes twice the last counts.
  * `valid` (1.x) is an older name of `healthy`. NULL: not such JSON, or out of memory. */
 struct hosts *hosts_parse(const char *json, size_t len);
+/** NULL when an instance may have this ip, else what is wrong with it. */
+const char *check_ip(const char *ip);
+/** The text as JSON. What no JSON string may hold (bytes that are not UTF-8, NUL, half characters) becomes '?' or U+FFFD: one instance
+ * must not hide the others. NULL: no JSON, or too dense. */
+json_t *hosts_load_json(const char *text, size_t len);
 /** Whether a text has more brackets or commas than an instance list of its length can have: jansson makes 230 bytes of each `{}`,
- * so that a zipped datagram of 4 KB could cost 300 MB. hosts_parse() reads no such text. */
+ * so that a zipped datagram of 4 KB could cost 300 MB. hosts_load_json() reads no such text. */
 bool hosts_dense(const char *json, size_t len);
 /** A list of this one instance, copied. NULL: out of memory. */
 struct hosts *hosts_of(const nacos_instance *i);

@@ -31,9 +31,11 @@ static struct key file_key(const struct key *k, const char *clusters, struct buf
     return (struct key){name->data ? name->data : "", k->group, k->ns};
 }
 
-static struct hosts *take(struct value *v)
+static struct hosts *take(struct nacos_client *c, struct value *v, const struct key *file)
 {
     struct hosts *h = v ? hosts_parse(v->data, v->len) : NULL;
+    if (v && !h)
+        log_write(c->log, LOG_WARN, "file ignored: naming/%s+%s+%s is no list of instances", file->data_id, file->group, file->ns);
     value_unref(v);
     return h;
 }
@@ -44,7 +46,7 @@ struct hosts *naming_failover(struct nacos_client *c, const struct key *k, const
     struct buf name;
     struct key file = file_key(k, clusters, &name);
     snprintf(base, sizeof base, "%s/naming", c->failover_base);
-    struct hosts *h = take(config_file(c, base, &file));
+    struct hosts *h = take(c, config_file(c, base, &file), &file);
     buf_free(&name);
     return h;
 }
@@ -53,7 +55,7 @@ struct hosts *naming_snapshot(struct nacos_client *c, const struct key *k, const
 {
     struct buf name;
     struct key file = file_key(k, clusters, &name);
-    struct hosts *h = take(saver_read(&c->naming_saver, &file));
+    struct hosts *h = take(c, saver_read(&c->naming_saver, &file), &file);
     buf_free(&name);
     return h;
 }

@@ -39,7 +39,7 @@ char *snapshot_read(const char *base, const char *data_id, const char *group, co
     if (path && file_read(path, max, &data, len, why, sizeof(why)) == FILE_ERROR)
         log_write(log, LOG_WARN, "file ignored: %s", why);
     if (data && *len == 0) { /* no server holds empty content: a power cut may leave such a file */
-        log_write(log, LOG_WARN, "file ignored: %s is empty, which no configuration is", path);
+        log_write(log, LOG_WARN, "file ignored: %s is empty", path);
         free(data);
         data = NULL;
     }

@@ -113,6 +113,8 @@ static bool overridden(struct nacos_subscription *s)
     return over != NULL;
 }
 
+static void ask_later(struct nacos_subscription *s);
+
 static bool subscribes(const struct nacos_subscription *s, const struct hosts *h)
 {
     return strcmp(s->key.data_id, h->name) == 0 && (!*h->group || strcmp(s->key.group, h->group) == 0);
@@ -134,6 +136,8 @@ static const char *take_push(struct nacos_subscription *s, struct hosts *h)
     if (h->view.ref_time <= s->ref_time)
         return "it is not newer than what is known";
     take(s, h);
+    if (s->hold_until && !s->request)
+        ask_later(s); /* not after the end of the hold */
     return NULL;
 }
 

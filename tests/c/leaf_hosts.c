@@ -88,7 +88,8 @@ static void bad_entries_cost_themselves_only(void)
                                       "{\"ip\":\"1.1.1.1\",\"port\":80,\"enabled\":1}",
                                       "{\"ip\":\"1.1.1.1\",\"port\":80,\"metadata\":[]}",
                                       "{\"ip\":\"1.1.1.1\",\"port\":80,\"metadata\":{\"a\":1}}",
-                                      "{\"ip\":\"1.1.1.1\",\"port\":80,\"metadata\":{\"a\":\"x\\u0000\"}}",
+                                      "{\"ip\":\"1.1.1.1;}evil{a\",\"port\":80}",
+                                      "{\"ip\":\"256.1.1.1\",\"port\":80}",
                                       "{\"ip\":\"1.1.1.1\",\"port\":80,\"clusterName\":{}}"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         char entries[512];
@@ -105,6 +106,43 @@ static void bad_entries_cost_themselves_only(void)
     static const char *const no_lists[] = {"", "[]", "{}", "{\"hosts\":{}}", "{\"hosts\":[", "{\"hosts\":[]}x", "<html>", "null"};
     for (size_t i = 0; i < sizeof no_lists / sizeof *no_lists; i++)
         CHECK(!parse(no_lists[i]));
+}
+
+static void text_that_no_json_may_hold_is_mended(void)
+{
+    static const struct {
+        const char *raw, *read;
+    } cases[] = {
+        {"a\\u0000b", "a\xEF\xBF\xBD"
+                      "b"},          /* NUL */
+        {"\\ud800", "\xEF\xBF\xBD"}, /* half characters */
+        {"\\uDC00x", "\xEF\xBF\xBDx"},
+        {"\\ud800\\u0041", "\xEF\xBF\xBD"
+                           "A"},
+        {"\xFF", "?"},
+        {"\xC3", "?"},
+        {"\xE2\x82", "??"},
+        {"\xED\xA0\x80", "???"}, /* a half character in UTF-8 */
+        {"\xC0\x80", "??"},
+        {"\xF5", "?"},
+        {"a\x01\nb", "a??b"},
+        /* and what it may hold stays, beside something that it may not */
+        {"\xFF\\ud83d\\ude00\\\\u0000\\\"\xC3\xA4", "?\xF0\x9F\x98\x80\\u0000\"\xC3\xA4"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char entries[512];
+        snprintf(entries, sizeof entries, A ",{\"ip\":\"1.1.1.1\",\"port\":80,\"metadata\":{\"k%s\":\"%s\"}}," B, cases[i].raw,
+                 cases[i].raw);
+        struct hosts *h = list_of(entries);
+        const nacos_instance *found = h ? hosts_find(h, "1.1.1.1", 80, NULL) : NULL;
+        bool good = found && h->view.count == 3 && found->metadata_count == 1 &&
+                    strcmp(found->metadata[0].value, cases[i].read) == 0 && strcmp(found->metadata[0].name + 1, cases[i].read) == 0;
+        if (!good)
+            printf("# case %zu: %s\n", i, found && found->metadata_count ? found->metadata[0].value : "not read");
+        CHECK(good);
+        hosts_unref(h);
+    }
+    CHECK(!parse("{\"hosts\":[\xFF]}"));
 }
 
 static void order_does_not_count(void)
@@ -174,7 +212,7 @@ static void texts_that_are_too_dense_are_not_read(void)
     CHECK(!hosts_parse(text, len));
     len = (size_t)sprintf(text, "{\"hosts\":[1"); /* as dense as instances can be */
     for (int i = 1; len < size - 100; i++)
-        len += (size_t)sprintf(text + len, ",{\"ip\":\"%x\",\"port\":1,\"metadata\":{}}", (unsigned)i);
+        len += (size_t)sprintf(text + len, ",{\"ip\":\"h%x\",\"port\":1,\"metadata\":{}}", (unsigned)i);
     len += (size_t)sprintf(text + len, "]}");
     struct hosts *h = hosts_parse(text, len);
     CHECK(h && h->view.count > 20000 && h->view.skipped == 1);
@@ -357,6 +395,7 @@ static void instances(void)
 const struct leaf_test hosts_tests[] = {TEST(answers_of_servers_are_read),
                                         TEST(what_is_missing_has_the_servers_defaults),
                                         TEST(bad_entries_cost_themselves_only),
+                                        TEST(text_that_no_json_may_hold_is_mended),
                                         TEST(order_does_not_count),
                                         TEST(differences),
                                         TEST(a_list_survives_its_file),
