@@ -570,7 +570,7 @@ function Client:modify_naming_instance(...)
   if own and a.cluster_name and a.cluster_name ~= (own.instance.cluster or "DEFAULT") then
     own = nil
   end
-  local before, said = nil, recall(self, key)
+  local said, before = recall(self, key)
   if own and monotonic() < own.at + SETTLED then
     before = own.instance
   else
