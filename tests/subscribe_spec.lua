@@ -674,6 +674,13 @@ describe("a followed service", function()
     assert.equal("server", seen.last.source)
   end)
 
+  it("needs an address to push to that is one", function()
+    assert.has_error(function() lab.client(server, { push_ip = "x y" }) end)
+    local ok, err = pcall(lab.client, server, { push_ip = "256.0.0.1" })
+    assert.is_false(ok)
+    assert.matches("push_ip.*neither an address nor a host name", err)
+  end)
+
   it("says that a failover file is damaged", function()
     local folder = support.tmpdir()
     local client, name = lab.client(server, { log_level = "WARN", log_dir = folder }), service(1)

@@ -174,7 +174,10 @@ local OPTIONS = {
   on_error = "function",
   push = { type = "boolean", default = true },
   push_port = { type = "number", integer = true, min = 0, max = 65535, default = 0 },
-  push_ip = "string",
+  push_ip = { type = "string", check = function(ip)
+    local field, why = core.check_instance { ip = ip, port = 1 }
+    return field == "ip" and why or nil
+  end },
 }
 for name, rule in pairs(SETTABLE) do
   OPTIONS[name] = rule

@@ -88,7 +88,8 @@ local FEW = 32          -- changes that are put into a sorted list one by one
 ---@field group_name string|nil
 ---@field interval number|nil               # seconds between two questions, 7
 ---@field max_drop number|nil               # an answer that lacks more than this part of the list is held; default 1: only one that lacks all
----@field hold number|nil                   # seconds until it is believed, 10; 0: at once
+---@field hold number|nil                   # seconds until it is believed, 10; 0: at once. Of several listeners of a service the most careful
+---one decides for all: the smallest max_drop, the longest hold
 ---@field listener_name string|nil          # default: one is made
 ---@field healthy_only boolean|nil          # true
 

@@ -187,15 +187,27 @@ local function checked(rule, value, what)
   return value
 end
 
----Names of a spec (without its positional order), sorted.
+local ordered = setmetatable({}, { __mode = "k" }) -- spec -> its names
+
+---Names of a spec: those with a position first, then the others sorted, so that of several mistakes always the same one is told.
 local function names_of(spec)
-  local names = {}
+  if ordered[spec] then
+    return ordered[spec]
+  end
+  local names, positions = {}, {}
+  for i, name in ipairs(spec) do
+    positions[name] = i
+  end
   for name in pairs(spec) do
     if type(name) == "string" then
       names[#names + 1] = name
     end
   end
-  table.sort(names)
+  table.sort(names, function(a, b)
+    local i, k = positions[a] or math.huge, positions[b] or math.huge
+    return i < k or (i == k and a < b)
+  end)
+  ordered[spec] = names
   return names
 end
 
@@ -224,23 +236,21 @@ function fill(spec, given, what, kind)
     return nil, message
   end
   local result = {}
-  for name, rule in pairs(spec) do
-    if type(name) == "string" then
-      local value = given[name]
-      if value == nil then
-        if type(rule) == "table" then
-          if rule.required then
-            return nil, ("missing %s '%s' to '%s'"):format(kind, name, what)
-          end
-          result[name] = copy(rule.default)
+  for _, name in ipairs(names_of(spec)) do
+    local rule, value = spec[name], given[name]
+    if value == nil then
+      if type(rule) == "table" then
+        if rule.required then
+          return nil, ("missing %s '%s' to '%s'"):format(kind, name, what)
         end
-      else
-        local good, problem, whole = checked(rule, value, what .. "." .. name)
-        if problem then
-          return nil, whole and problem or ("bad %s '%s' to '%s' (%s)"):format(kind, name, what, problem)
-        end
-        result[name] = good
+        result[name] = copy(rule.default)
       end
+    else
+      local good, problem, whole = checked(rule, value, what .. "." .. name)
+      if problem then
+        return nil, whole and problem or ("bad %s '%s' to '%s' (%s)"):format(kind, name, what, problem)
+      end
+      result[name] = good
     end
   end
   return result

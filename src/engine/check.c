@@ -14,6 +14,22 @@
 #define CLUSTER_MAX 64
 #define METADATA_MAX 6000 /* bytes of its encoded form: it travels in the query, of which a server reads about 7 KB */
 
+/** White space that servers refuse or trim: ASCII's, and the no-break and ideographic spaces, which nobody sees. */
+static bool has_space(const char *text)
+{
+    for (const char *p = text; *p; p++)
+        if (isspace((unsigned char)*p) || iscntrl((unsigned char)*p))
+            return true;
+    return strstr(text, "\xC2\xA0") || strstr(text, "\xE3\x80\x80");
+}
+
+static bool is_utf8(const char *text)
+{
+    json_t *j = json_string(text); /* it knows */
+    json_decref(j);
+    return j != NULL;
+}
+
 const char *nacos_check_service(const char *name)
 {
     if (!*name)
@@ -22,10 +38,9 @@ const char *nacos_check_service(const char *name)
         return "is longer than 512 bytes";
     if (strstr(name, "@@") || *name == '@')
         return "may not begin with '@' or hold '@@' (the group is an argument of its own)";
-    for (const char *p = name; *p; p++)
-        if (isspace((unsigned char)*p) || iscntrl((unsigned char)*p))
-            return "may hold no white space and no control characters";
-    return NULL;
+    if (has_space(name))
+        return "may hold no white space and no control characters";
+    return is_utf8(name) ? NULL : "is not UTF-8";
 }
 
 static const char *check_cluster(const char *cluster, size_t n)
@@ -88,10 +103,7 @@ static const char *check_metadata(const nacos_instance *i)
 {
     for (size_t k = 0; k < i->metadata_count; k++) {
         const nacos_pair *p = &i->metadata[k];
-        json_t *name = json_string(p->name), *value = json_string(p->value); /* they know UTF-8 */
-        json_decref(name);
-        json_decref(value);
-        if (!name || !value)
+        if (!is_utf8(p->name) || !is_utf8(p->value))
             return "holds text that is not UTF-8";
     }
     json_t *j = pairs_json(i->metadata, i->metadata_count);

@@ -2,13 +2,18 @@
 
 local instance = {}
 
+---Decimal only: a port that is written 0x50 is a mistake.
+local function decimal(text)
+  return not text:find("[^%d.+eE-]") and tonumber(text) or nil
+end
+
 local function integer(text)
-  local number = math.tointeger(tonumber(text))
+  local number = math.tointeger(decimal(text))
   return number, not number and "a whole number is needed, not '" .. text .. "'" or nil
 end
 
 function instance.number(text)
-  local number = tonumber(text)
+  local number = decimal(text)
   return number, not number and "a number is needed, not '" .. text .. "'" or nil
 end
 
