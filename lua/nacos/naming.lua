@@ -571,7 +571,8 @@ function Client:modify_naming_instance(...)
   if own and a.cluster_name and a.cluster_name ~= (own.instance.cluster or "DEFAULT") then
     own = nil
   end
-  local said, before = recall(self, key)
+  local said = recall(self, key)
+  local before
   if own and monotonic() < own.at + SETTLED then
     before = own.instance
   else
