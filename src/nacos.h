@@ -75,8 +75,9 @@ typedef enum nacos_event_kind {
     NACOS_EVENT_SERVICE, /* a followed service: its newest list. Likewise */
     NACOS_EVENT_TIMER,
     NACOS_EVENT_SIGNAL,
-    NACOS_EVENT_EXIT,   /* a child process has ended */
-    NACOS_EVENT_TROUBLE /* a watch or subscription cannot be served now (error says why); once per change of the reason */
+    NACOS_EVENT_EXIT,    /* a child process has ended */
+    NACOS_EVENT_TROUBLE, /* a watch or subscription cannot be served now (error says why); once per change of the reason */
+    NACOS_EVENT_READABLE
 } nacos_event_kind;
 
 typedef struct nacos_value {
@@ -86,6 +87,7 @@ typedef struct nacos_value {
     char type[24]; /* as the server names it: text json xml yaml html properties toml; empty: unknown */
     nacos_source source;
     double confirmed; /* unix seconds: when the server last said that this is the newest value; 0: never */
+    char server[128]; /* of a watch: that told the value (or that there is none), as in nacos_error; else empty */
     uint64_t version; /* counts the values of this item; equal versions are equal bytes */
 } nacos_value;
 
@@ -138,6 +140,7 @@ typedef struct nacos_event {
     /* EXIT */
     int exit_code;   /* 0 … 255 */
     int exit_signal; /* > 0: ended by it */
+    int exit_pid;    /* its process id until then, still that of its group if others are left in it; 0: it could not start */
 } nacos_event;
 
 /* ---- engine ------------------------------------------------------------------------------------------------------------ */
@@ -165,24 +168,50 @@ NACOS_API const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeou
 /** One NACOS_EVENT_TIMER after `ms`. */
 NACOS_API uint64_t nacos_timer(nacos_engine *e, int64_t ms);
 
-/** Turns the next delivery of `signum` into one NACOS_EVENT_SIGNAL; a second delivery has its default effect.
- *  Touches a process-wide signal disposition: for executables, not for libraries. 0: refused. */
-NACOS_API uint64_t nacos_signal(nacos_engine *e, int signum);
+/** Turns the next delivery of `signum` into one NACOS_EVENT_SIGNAL, after which the signal has its default effect again; with
+ * `every` every delivery, until nacos_forget(): those that come faster than the host collects them are one. Touches a process-wide
+ * signal disposition: for executables, not for libraries. 0: out of memory. */
+NACOS_API uint64_t nacos_signal(nacos_engine *e, int signum, bool every);
 
-/** A child process. */
+/** One NACOS_EVENT_READABLE when `fd` can be read, has met its end or is in error; at once with an error when it cannot be watched
+ * (a plain file). The descriptor becomes non-blocking and may be closed at any time. 0: out of memory or descriptors. */
+NACOS_API uint64_t nacos_readable(nacos_engine *e, int fd);
+
+/** Ends a timer, signal or readable that is still waited for. An event that is under way may come all the same. */
+NACOS_API void nacos_forget(nacos_engine *e, uint64_t id);
+
+typedef struct nacos_user {
+    uint32_t uid, gid;
+} nacos_user;
+
+/** A child process. Zeroed members mean the default in brackets. */
 typedef struct nacos_command {
     const char *const *argv; /* NULL-terminated; argv[0] is looked up in PATH */
     const char *const *env;  /* "NAME=value", NULL-terminated: added to the environment; NULL: nothing */
-    const char *input;       /* its standard input; NULL: that of this process */
+    bool clear_env;          /* the environment is `env` and nothing else */
+    const char *cwd;         /* where it starts [where this process is] */
+    const nacos_user *user;  /* whom it runs as, with the supplementary groups of that user [as this process] */
+    const char *input;       /* its standard input [that of this process] */
     size_t input_len;
+    int output; /* its standard output and error; copied, the caller closes it [those of this process]; -1: /dev/null */
 } nacos_command;
 
-/** Starts it in a session, and so a process group, of its own; standard output and error are those of this process. One
- * NACOS_EVENT_EXIT when it has ended, or at once with an error when it could not start. A child that outlives the engine goes on.
- * While children live, SIGCHLD has a handler of the engine: for executables, not for libraries. 0: out of memory. */
+/** Starts it in a session, and so a process group, of its own. One NACOS_EVENT_EXIT when it has ended, or at once with an error
+ * when it could not start. A child that outlives the engine goes on. While children live, SIGCHLD has a handler of the engine: for
+ * executables, not for libraries. 0: out of memory or descriptors. */
 NACOS_API uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c);
-/** Sends a signal to the process group of a child; nothing happens when it has ended. */
-NACOS_API void nacos_kill(nacos_engine *e, uint64_t id, int signum);
+/** Its process id; 0: it does not run yet, or no more. */
+NACOS_API int nacos_pid(nacos_engine *e, uint64_t id);
+/** Sends a signal to the process group of a child; nothing happens when it has ended. With `all` SIGKILL goes to what is left of
+ * the group when the child has ended. */
+NACOS_API void nacos_kill(nacos_engine *e, uint64_t id, int signum, bool all);
+/**
+ * From now on waits for adopted processes, so that none stays a zombie: those the kernel gives to PID 1, or, as any other process,
+ * orphaned descendants (this process becomes a "child sub-reaper" for that). What this process itself has started by other means
+ * (system, popen) has ended unnoticed for 30 s before it is taken for an orphan; but it must not have a session of its own.
+ * For executables, not for libraries.
+ */
+NACOS_API void nacos_reap(nacos_engine *e);
 
 /* ---- client ------------------------------------------------------------------------------------------------------------ */
 
@@ -208,6 +237,7 @@ typedef struct nacos_options {
     const char *log_dir;       /* [standard error] */
     nacos_log_level log_level; /* as given: DEBUG is 0 */
     int log_backups;           /* as given: 0 keeps all */
+    bool log_json;             /* a JSON object for each line */
     int poll_timeout_ms;       /* [30000] how long a server may hold a long poll */
     int poll_batch;            /* [3000] most keys in one long poll */
     size_t max_response;       /* [16 MiB] bytes */
@@ -266,9 +296,9 @@ NACOS_API uint64_t nacos_list_configs(nacos_client *c, const char *pattern, cons
 NACOS_API uint64_t nacos_server_version(nacos_client *c, int timeout_ms);
 
 /**
- * Watches one configuration. NACOS_EVENT_CONFIG with the present value comes first if the item exists, then one after each change;
- * changes that come faster than the host collects them are merged, the newest wins. Watching an item again gives the same handle
- * and counts; the handle lives until it was unwatched as often, or the client is closed. NULL: out of memory.
+ * Watches one configuration. NACOS_EVENT_CONFIG with the present value (or without data: the item does not exist) comes first, then
+ * one after each change; changes that come faster than the host collects them are merged, the newest wins. Watching an item again
+ * gives the same handle and counts; the handle lives until it was unwatched as often, or the client is closed. NULL: out of memory.
  */
 NACOS_API nacos_watch *nacos_watch_config(nacos_client *c, const char *data_id, const char *group);
 NACOS_API uint64_t nacos_watch_id(const nacos_watch *w);
@@ -374,6 +404,9 @@ NACOS_API void nacos_client_status(const nacos_client *c, nacos_status *out);
 NACOS_API const char *nacos_check_id(const char *id);
 /** The same for a namespace id (letters, digits, `_` and `-`; at most 128 bytes; empty is the public one). */
 NACOS_API const char *nacos_check_namespace(const char *ns);
+/** May this be nacos_options.server_addresses (…endpoint)? False and err->message if not. */
+NACOS_API bool nacos_check_servers(const char *addresses, nacos_error *err);
+NACOS_API bool nacos_check_endpoint(const char *endpoint, nacos_error *err);
 /** NULL when a service may have this name (no white space, no "@@", at most 512 bytes), else what is wrong with it. */
 NACOS_API const char *nacos_check_service(const char *name);
 /** The same for everything in an instance; *field (may be NULL) is then the name of what is wrong. */

@@ -9,8 +9,8 @@ describe("the C API", function()
     server:stop()
     assert.equal(0, code, err)
     assert.equal(table.concat({
-      "absent: not_found", "same watch: 1", "publish: true", "from the watch: 1", "watched: one", "nothing else: 1, descriptor 0",
-      "peek: one", "unchanged: 1", "remove: true", "deleted: ", "timer: 1", "",
+      "absent: not_found", "same watch: 1", "known to be absent: 1", "publish: true", "from the watch: 1", "watched: one",
+      "nothing else: 1, descriptor 0", "peek: one", "unchanged: 1", "remove: true", "deleted: ", "timer: 1", "",
     }, "\n"), out)
   end)
 end)

@@ -9,7 +9,7 @@ local core = require "nacos.core"
 local scheduler = {}
 
 local MAX_EVENTS_PER_STEP = 1000
-local SIGNALS = { TERM = true, INT = true, HUP = true, USR1 = true, USR2 = true, CHLD = true, WINCH = true }
+local SIGNALS = { TERM = true, INT = true, HUP = true, QUIT = true, USR1 = true, USR2 = true, CHLD = true, WINCH = true }
 
 local engine
 local waiting = {}                                  -- request or timer id -> coroutine
@@ -18,9 +18,11 @@ local handler_count = 0                             -- of watches and subscripti
 local kept = 0                                      -- what else keeps run() going, see keep()
 local tasks = setmetatable({}, { __mode = "k" })    -- our coroutines -> true
 local task_count = 0                                -- of those not ended
+local parked = {}                                   -- task in park() -> the id of its timer, or true
 local active = false                                -- inside step(), run() or a task
 local running = false                               -- inside run()
 local stopping = false
+local slow_limit, on_slow                           -- see on_slow()
 local YIELDED = {}                                  -- what await() yields, to tell it from a user's own yield
 
 ---@return table # the engine of this Lua state
@@ -42,8 +44,12 @@ end
 local function resume(co, ...)
   local was = active
   active = true -- also for the first stretch of a task, which spawn() runs
+  local began = on_slow and core.monotonic()
   local ok, value = coroutine.resume(co, ...)
   active = was
+  if began and on_slow and core.monotonic() - began > slow_limit then
+    on_slow(co, core.monotonic() - began)
+  end
   if coroutine.status(co) == "dead" then
     tasks[co] = nil
     task_count = task_count - 1
@@ -94,6 +100,13 @@ function scheduler.handle(id, fn)
   handlers[id] = fn
 end
 
+---As handle(), but this does not keep run() going.
+---@param id integer
+---@param fn fun(event: table)|nil # nil: no more
+function scheduler.listen(id, fn)
+  handlers[id] = fn
+end
+
 ---Wait for several events.
 ---@param ids integer[]
 ---@return table<integer, table> # id -> event
@@ -111,6 +124,13 @@ function scheduler.await_all(ids)
     events[event.id] = event
   end
   return events
+end
+
+---Be told of tasks that hold up all others.
+---@param seconds number|nil # for longer than this at a stretch
+---@param fn fun(task: thread, seconds: number)|nil # nil: no more
+function scheduler.on_slow(seconds, fn)
+  slow_limit, on_slow = seconds, fn
 end
 
 ---Keep run() going for something that lives in the engine and is neither a task nor a watch: a registered instance.
@@ -148,15 +168,65 @@ function scheduler.spawn(fn, ...)
   return co
 end
 
+---@return thread|nil # the task that runs now; nil outside of tasks
+function scheduler.task()
+  return scheduled()
+end
+
+---Let others go on until wake(). Only in a task.
+---@param seconds number|nil # at most; nil: without limit
+---@return boolean # true: woken
+function scheduler.park(seconds)
+  local task = assert(scheduled(), "park() outside of a task")
+  if seconds then
+    local id, err = scheduler.engine():timer(seconds)
+    if not id then
+      error(err.message, 3) -- in a forked child: returning at once would make a loop spin
+    end
+    waiting[id], parked[task] = task, id
+  else
+    parked[task] = true
+  end
+  coroutine.yield(YIELDED)
+  local woken = not parked[task]
+  parked[task] = nil
+  return woken
+end
+
+---End the park() or sleep() of a task early. When a task calls this, the other goes on in the next turn, else at once.
+---@param task thread
+---@return boolean # false: it is in neither
+function scheduler.wake(task)
+  local id = parked[task]
+  if not id then
+    return false
+  end
+  parked[task] = nil
+  if id ~= true then
+    waiting[id] = nil
+    engine:forget(id)
+  end
+  if scheduled() then
+    waiting[scheduler.engine():timer(0)] = task
+  else
+    resume(task)
+  end
+  return true
+end
+
 ---Wait without keeping others from going on (blocks outside a task).
 ---@param seconds number
 function scheduler.sleep(seconds)
   if type(seconds) ~= "number" or seconds < 0 or seconds ~= seconds then
     error("bad argument #1 to 'sleep' (seconds expected)", 2)
   end
+  if scheduled() then
+    scheduler.park(seconds)
+    return
+  end
   local event = scheduler.await(scheduler.engine():timer(seconds))
   if event.error then
-    error(event.error.message, 2) -- in a forked child: returning at once would make a loop spin
+    error(event.error.message, 2)
   end
 end
 
@@ -258,22 +328,74 @@ function scheduler.stop()
   stopping = true
 end
 
----Call fn at the next delivery of a signal; a second delivery has its default effect (so a second ^C kills).
+---Call fn at the next delivery of a signal, a further one has its default effect (so a second ^C kills); or at every delivery.
 ---This changes the process's signal disposition: for programs that own the process, not for libraries.
----@param name "TERM"|"INT"|"HUP"|"USR1"|"USR2"|"CHLD"|"WINCH"
+---@param name "TERM"|"INT"|"HUP"|"QUIT"|"USR1"|"USR2"|"CHLD"|"WINCH"
 ---@param fn fun()
-function scheduler.on_signal(name, fn)
+---@param every boolean|nil
+function scheduler.on_signal(name, fn, every)
   if type(name) ~= "string" or not SIGNALS[name] or type(fn) ~= "function" then
-    error("bad argument to 'nacos.on_signal' (TERM, INT, HUP, USR1, USR2, CHLD or WINCH and a function expected)", 2)
+    error("bad argument to 'nacos.on_signal' (TERM, INT, HUP, QUIT, USR1, USR2, CHLD or WINCH and a function expected)", 2)
   end
-  local id, err = scheduler.engine():signal(name)
+  local id, err = scheduler.engine():signal(name, every)
   if not id then
     error(err.message, 2)
   end
-  handlers[id] = function() -- not counted: it does not keep run() going
-    handlers[id] = nil
+  scheduler.listen(id, function()
+    if not every then
+      scheduler.listen(id, nil)
+    end
     fn()
+  end)
+end
+
+local luv = {} -- its loop: { followed=, kick=, timer= } are ids of events that are waited for
+
+local turn_luv
+
+---The id of an event that gives luv's loop a turn.
+local function turn_at(id)
+  if id then
+    scheduler.listen(id, turn_luv)
   end
+  return id
+end
+
+local function drop(name)
+  if luv[name] then
+    scheduler.listen(luv[name], nil)
+    engine:forget(luv[name])
+    luv[name] = nil
+  end
+end
+
+function turn_luv(event)
+  scheduler.listen(event.id, nil)
+  for _, name in ipairs { "followed", "kick", "timer" } do
+    if luv[name] == event.id then
+      luv[name] = nil
+    end
+  end
+  local uv = require "luv"
+  uv.run("nowait")
+  drop("timer")
+  if not uv.loop_alive() then
+    return drop("followed")
+  end
+  luv.followed = luv.followed or turn_at(not event.error and engine:readable(uv.backend_fd()) or engine:timer(0.1))
+  local pause = uv.backend_timeout()
+  if pause >= 0 then
+    luv.timer = turn_at(engine:timer(pause / 1000))
+  end
+end
+
+---luv, its loop driven by ours. Call it again after making or changing handles: they come to life in the next turn. A callback of luv
+---must neither wait nor raise (luv ends the program then): it starts or wakes a task. Its handles do not keep run() going.
+---@return table # the module
+function scheduler.luv()
+  local uv = require "luv"
+  luv.kick = luv.kick or turn_at(scheduler.engine():timer(0))
+  return uv
 end
 
 return scheduler

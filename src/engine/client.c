@@ -149,13 +149,33 @@ static void refresh_endpoint(void *arg)
     c->endpoint_request = request_start_at(c, &q, c->endpoint, false, ENDPOINT_RETRY_MS * 3, on_endpoint, c);
 }
 
-/** "host", "host:port" or a URL with a path, into c->endpoint (an origin) and c->endpoint_path. */
-static bool parse_endpoint(struct nacos_client *c, const char *text, nacos_error *err)
+/** "host", "host:port" or a URL with a path: its origin. `n`: the length of that part of the text. */
+static bool endpoint_origin(const char *text, size_t *n, char origin[128], nacos_error *err)
 {
     const char *name = strstr(text, "://") ? strstr(text, "://") + 3 : text;
-    size_t n = strcspn(name, "/?") + (size_t)(name - text);
+    *n = strcspn(name, "/?") + (size_t)(name - text);
+    return server_parse(text, *n, strncasecmp(text, "https:", 6) == 0 ? 443 : ENDPOINT_PORT, origin, err);
+}
+
+bool nacos_check_endpoint(const char *endpoint, nacos_error *err)
+{
+    size_t n;
+    char origin[128];
+    return endpoint_origin(endpoint, &n, origin, err);
+}
+
+bool nacos_check_servers(const char *addresses, nacos_error *err)
+{
+    struct servers servers = {0};
+    return servers_parse(&servers, addresses, err);
+}
+
+/** Into c->endpoint (an origin) and c->endpoint_path. */
+static bool parse_endpoint(struct nacos_client *c, const char *text, nacos_error *err)
+{
+    size_t n;
     char origin[128], path[300];
-    if (!server_parse(text, n, strncasecmp(text, "https:", 6) == 0 ? 443 : ENDPOINT_PORT, origin, err))
+    if (!endpoint_origin(text, &n, origin, err))
         return false;
     bool given = text[n] && text[n + 1];
     if (snprintf(path, sizeof path, "%s%s", given ? text + n : c->context_path, given ? "" : "/serverlist") >= (int)sizeof path) {
@@ -333,6 +353,8 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
               put(&c->ca_file, o->ca_file, NULL) & put(&c->cert_file, o->cert_file, NULL) & put(&c->key_file, o->key_file, NULL) &
               put(&c->server_name, o->server_name, NULL) & put(&c->push.wanted_ip, o->push_ip, NULL) & strings_of(strings, o);
     c->log = log_open((enum log_level)o->log_level, o->log_dir, o->log_backups);
+    if (c->log)
+        log_set_json(c->log, o->log_json);
     if (!ok || !c->log)
         goto failed;
     c->proxy_http = strings[0];

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/client.h"
+#include "engine/poll.h"
 #include "engine/process.h"
 
 static atomic_int forks; /* counts in each child: an engine born before is dead there */
@@ -274,12 +275,29 @@ static void free_sigwatch(uv_handle_t *handle)
     free(handle->data);
 }
 
+/** The event goes with it, unless it has been given away. */
+static void end_sigwatch(struct sigwatch *s)
+{
+    struct sigwatch **at = &s->engine->signals;
+    while (*at != s)
+        at = &(*at)->next;
+    *at = s->next;
+    if (s->event) {
+        pthread_mutex_lock(&s->engine->lock);
+        engine_withdraw_locked(s->engine, s->event->id);
+        pthread_mutex_unlock(&s->engine->lock);
+        event_free(s->event);
+    }
+    uv_close((uv_handle_t *)&s->uv, free_sigwatch);
+}
+
 struct engine_job {
     struct job job;
     nacos_engine *engine;
     struct event *event;
     struct timer timer;
     int64_t number;
+    bool every;
 };
 
 static struct engine_job *new_job(nacos_engine *e, void (*run)(struct job *), nacos_event_kind kind)
@@ -324,10 +342,9 @@ static void *run_loop(void *arg)
     while (e->clients)
         client_shut(e->clients);
     http_free(e->http);
-    for (struct sigwatch *s = e->signals; s; s = s->next) {
-        event_free(s->event);
-        uv_close((uv_handle_t *)&s->uv, free_sigwatch);
-    }
+    while (e->signals)
+        end_sigwatch(e->signals);
+    polls_forget(e, 0);
     processes_forget(e);
     uv_walk(&e->loop, close_handle, NULL);
     uv_run(&e->loop, UV_RUN_DEFAULT);
@@ -448,6 +465,7 @@ static struct event *detach_locked(nacos_engine *e, struct event *ev)
     copy->source = ev->source;
     copy->version = ev->version;
     copy->confirmed = ev->confirmed;
+    memcpy(copy->server, ev->server, sizeof copy->server);
     copy->value = value_ref(ev->value);
     copy->hosts = hosts_ref(ev->hosts);
     copy->held = ev->held;
@@ -514,6 +532,7 @@ const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
     nacos_value *v = &e->current.value;
     v->source = ev->source;
     v->confirmed = ev->confirmed;
+    memcpy(v->server, ev->server, sizeof v->server);
     v->version = ev->version;
     if (ev->value) {
         v->data = ev->value->data;
@@ -527,6 +546,7 @@ const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
         set_changes(e, ev);
     e->current.exit_code = ev->exit_code;
     e->current.exit_signal = ev->exit_signal;
+    e->current.exit_pid = ev->exit_pid;
     return &e->current;
 }
 
@@ -550,12 +570,12 @@ uint64_t nacos_timer(nacos_engine *e, int64_t ms)
 static void on_signal(uv_signal_t *uv, int signum)
 {
     (void)signum;
-    struct sigwatch *s = uv->data, **p = &s->engine->signals;
+    struct sigwatch *s = uv->data;
     engine_ready(s->engine, s->event);
-    while (*p != s)
-        p = &(*p)->next;
-    *p = s->next;
-    uv_close((uv_handle_t *)uv, free_sigwatch);
+    if (s->event->slot)
+        return;
+    s->event = NULL;
+    end_sigwatch(s);
 }
 
 static void watch_signal(struct job *job)
@@ -569,7 +589,8 @@ static void watch_signal(struct job *job)
         s->event = j->event;
         s->next = e->signals;
         e->signals = s;
-        uv_signal_start_oneshot(&s->uv, on_signal, (int)j->number);
+        s->event->slot = j->every;
+        (j->every ? uv_signal_start : uv_signal_start_oneshot)(&s->uv, on_signal, (int)j->number);
     } else {
         free(s);
         event_free(j->event);
@@ -577,13 +598,51 @@ static void watch_signal(struct job *job)
     free(j);
 }
 
-uint64_t nacos_signal(nacos_engine *e, int signum)
+uint64_t nacos_signal(nacos_engine *e, int signum, bool every)
 {
     struct engine_job *j = new_job(e, watch_signal, NACOS_EVENT_SIGNAL);
     if (!j)
         return 0;
     uint64_t id = j->event->id;
     j->number = signum;
+    j->every = every;
     engine_post(e, &j->job);
     return id;
+}
+
+static void forget_timer(nacos_engine *e, uint64_t id)
+{
+    for (int i = 0; i < e->timers.len; i++) {
+        struct engine_job *j = e->timers.heap[i]->arg;
+        if (e->timers.heap[i]->fire != timer_fired || j->event->id != id)
+            continue;
+        timer_clear(&e->timers, &j->timer);
+        event_free(j->event);
+        free(j);
+        return;
+    }
+}
+
+static void forget(struct job *job)
+{
+    struct engine_job *j = (struct engine_job *)job;
+    uint64_t id = (uint64_t)j->number;
+    forget_timer(j->engine, id);
+    polls_forget(j->engine, id);
+    for (struct sigwatch *s = j->engine->signals; s; s = s->next) {
+        if (s->event->id == id) {
+            end_sigwatch(s);
+            break;
+        }
+    }
+    free(j);
+}
+
+void nacos_forget(nacos_engine *e, uint64_t id)
+{
+    struct engine_job *j = calloc(1, sizeof *j);
+    if (!j)
+        return; /* then it comes */
+    *j = (struct engine_job){.job.run = forget, .engine = e, .number = (int64_t)id};
+    engine_post(e, &j->job);
 }

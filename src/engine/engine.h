@@ -49,12 +49,13 @@ struct event {
     nacos_source source;
     uint64_t id, version;
     double confirmed;
+    char server[128]; /* of a watch: that told the value */
     nacos_error *error;
     struct value *value;
     struct hosts *hosts;
     struct hosts *seen; /* what the host knew before this: a slot's last delivered list */
     size_t held;
-    int exit_code, exit_signal;
+    int exit_code, exit_signal, exit_pid;
 };
 
 /** A job for the loop; run() owns it. */
@@ -74,7 +75,9 @@ struct nacos_engine {
     struct http *http;
     struct nacos_client *clients; /* the loop's */
     struct sigwatch *signals;     /* the loop's */
-    struct process *processes;    /* the loop's */
+    struct poll *polls;           /* the loop's */
+    struct process *processes;    /* the loop's; the lock guards changes, so that the host may look */
+    struct orphans *orphans;      /* the loop's */
     bool stopping;                /* the loop's */
     int forks;                    /* fork generation at birth */
 

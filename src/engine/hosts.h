@@ -35,8 +35,8 @@ struct hosts {
 struct hosts *hosts_parse(const char *json, size_t len);
 /** NULL when an instance may have this ip, else what is wrong with it. */
 const char *check_ip(const char *ip);
-/** The text as JSON. What no JSON string may hold (bytes that are not UTF-8, NUL, half characters) becomes '?' or U+FFFD: one instance
- * must not hide the others. NULL: no JSON, or too dense. */
+/** The text as JSON. What no JSON string may hold (bytes that are not UTF-8, NUL, half characters) becomes '?' or U+FFFD: one
+ * instance must not hide the others. NULL: no JSON, or too dense. */
 json_t *hosts_load_json(const char *text, size_t len);
 /** Whether a text has more brackets or commas than an instance list of its length can have: jansson makes 230 bytes of each `{}`,
  * so that a zipped datagram of 4 KB could cost 300 MB. hosts_load_json() reads no such text. */

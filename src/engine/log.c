@@ -22,12 +22,14 @@
 #include "engine/file.h"
 
 enum { LINE_BYTES = 4096, WHY_BYTES = 1024 };
+#define JSON_BEGIN "{\"time\":\""
 
 struct log {
     _Atomic enum log_level level;
     void (*clock)(struct timespec *now);
     char *dir, *path; /* NULL: standard error was asked for */
     int backup_count;
+    bool json;
     pthread_mutex_t lock; /* guards what follows */
     int fd;               /* STDERR_FILENO as well before the first line and while the file fails */
     char day[11];         /* of the newest line; empty before the first one */
@@ -55,28 +57,47 @@ bool log_level_parse(const char *name, enum log_level *out)
     return false;
 }
 
+/** Escapes the message, from `start` to `end`, closes the object, and returns the new end. There is room for it. */
+static size_t escape(char line[LINE_BYTES], size_t start, size_t end)
+{
+    size_t more = 0;
+    for (size_t i = start; i < end; i++)
+        more += line[i] == '"' || line[i] == '\\';
+    for (size_t from = end, to = end + more; from > start && to > from;) {
+        char c = line[--from];
+        line[--to] = c;
+        if (c == '"' || c == '\\')
+            line[--to] = '\\';
+    }
+    memcpy(line + end + more, "\"}", 2);
+    return end + more + 2;
+}
+
 /** Makes the line, newline included, and returns its length. It starts with the day, which rotation compares. */
 static size_t compose(const struct log *l, char line[LINE_BYTES], enum log_level level, const char *fmt, va_list args)
 {
-    static const char *const tags[] = {"DEBUG", "INFO ", "WARN ", "ERROR"};
+    static const char *const tags[] = {"DEBUG", "INFO ", "WARN ", "ERROR"}, *const names[] = {"debug", "info", "warn", "error"};
     struct timespec now;
     struct tm tm;
     int err = errno; /* for %m */
 
     l->clock(&now);
     localtime_r(&now.tv_sec, &tm);
-    size_t start = strftime(line, LINE_BYTES, "%Y-%m-%dT%H:%M:%S", &tm);
+    size_t start = l->json ? (size_t)sprintf(line, JSON_BEGIN) : 0;
+    start += strftime(line + start, LINE_BYTES - start, "%Y-%m-%dT%H:%M:%S", &tm);
     start += (size_t)snprintf(line + start, LINE_BYTES - start, ".%03ld", now.tv_nsec / 1000000);
     start += strftime(line + start, LINE_BYTES - start, "%z", &tm);
-    start += (size_t)snprintf(line + start, LINE_BYTES - start, " %s ", tags[level]);
+    start += (size_t)snprintf(line + start, LINE_BYTES - start, l->json ? "\",\"level\":\"%s\",\"message\":\"" : " %s ",
+                              l->json ? names[level] : tags[level]);
 
     size_t end = start;
     errno = err;
-    int n = vsnprintf(line + start, LINE_BYTES - start, fmt, args);
+    size_t room = l->json ? LINE_BYTES - (LINE_BYTES - start) / 2 : LINE_BYTES; /* each character may need a backslash */
+    int n = vsnprintf(line + start, room - start, fmt, args);
     if (n > 0)
         end += (size_t)n;
-    if (end > LINE_BYTES - 1) {
-        end = LINE_BYTES - 4;
+    if (end > room - 1) {
+        end = room - 4;
         while (end > start && ((unsigned char)line[end] & 0xC0) == 0x80) /* not through the middle of a character */
             end--;
         memcpy(line + end, "...", 3);
@@ -86,6 +107,8 @@ static size_t compose(const struct log *l, char line[LINE_BYTES], enum log_level
         if ((unsigned char)line[i] < ' ' || line[i] == 0x7F)
             line[i] = ' ';
     }
+    if (l->json)
+        end = escape(line, start, end);
     line[end++] = '\n';
     return end;
 }
@@ -213,6 +236,11 @@ void log_free(struct log *l)
     free(l);
 }
 
+void log_set_json(struct log *l, bool json)
+{
+    l->json = json;
+}
+
 void log_set_level(struct log *l, enum log_level level)
 {
     atomic_store_explicit(&l->level, level, memory_order_relaxed);
@@ -242,12 +270,13 @@ void log_write(struct log *l, enum log_level level, const char *fmt, ...)
     pthread_mutex_lock(&l->lock);
     /* only forwards: a clock set back does not rotate */
     size_t day = sizeof(l->day) - 1;
-    if (l->path && strncmp(line, l->day, day) > 0) {
+    const char *today = line + (l->json ? sizeof JSON_BEGIN - 1 : 0);
+    if (l->path && strncmp(today, l->day, day) > 0) {
         if (l->fd == STDERR_FILENO)
             open_file(l);
-        if (l->fd != STDERR_FILENO && l->day[0] && strncmp(line, l->day, day) > 0)
+        if (l->fd != STDERR_FILENO && l->day[0] && strncmp(today, l->day, day) > 0)
             rotate(l);
-        memcpy(l->day, line, day);
+        memcpy(l->day, today, day);
     }
     ssize_t done = write(l->fd, line, n);
     if (done != (ssize_t)n && l->fd != STDERR_FILENO) {

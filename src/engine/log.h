@@ -21,6 +21,8 @@ bool log_level_parse(const char *name, enum log_level *out);
 struct log *log_open(enum log_level level, const char *dir, int backup_count);
 void log_free(struct log *l);
 void log_set_level(struct log *l, enum log_level level);
+/** Lines are JSON objects with time, level and message. Before the first line. */
+void log_set_json(struct log *l, bool json);
 /** Cheap test for callers that would build an expensive message. */
 bool log_enabled(const struct log *l, enum log_level level);
 /** Line format: `2026-11-24T06:41:25.123+0000 WARN  message`. Newlines and control characters inside the message become spaces,

@@ -175,7 +175,7 @@ static struct batch *room_for(struct batch *b)
     return best;
 }
 
-static void answered(struct batch *b, const struct http_response *r)
+static void answered(struct batch *b, const struct http_response *r, const char *server)
 {
     struct longpoll *l = b->l;
     struct nacos_client *c = l->client;
@@ -188,7 +188,7 @@ static void answered(struct batch *b, const struct http_response *r)
     double now = unix_now();
     for (struct nacos_watch *w = b->watches, *next; w; w = next) {
         next = w->next;
-        watch_confirmed(w, now);
+        watch_confirmed(w, now, server);
     }
     b->count--;
     if (!probe && (b->changed > 0 || !quick))
@@ -233,7 +233,7 @@ static void poll_ended(void *arg, const struct http_response *r, const nacos_err
         return;
     watch_look_for_failover(c);
     if (err->code == NACOS_OK) {
-        answered(b, r);
+        answered(b, r, err->server);
         return;
     }
     if (!b->probe)

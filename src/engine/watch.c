@@ -59,15 +59,14 @@ void watch_go(struct nacos_watch *w, enum watch_state state)
 
 /* ---- events -------------------------------------------------------------------------------------------------------------- */
 
-/** Makes `v` (NULL: absent) the newest value; an event only if that is news. */
-static void deliver(struct nacos_watch *w, struct value *v, nacos_source source)
+/** Makes `v` (NULL: absent) the newest value; an event only if that is news. `server`: that told it, if one did. */
+static void deliver(struct nacos_watch *w, struct value *v, nacos_source source, const char *server)
 {
     nacos_engine *e = w->client->engine;
     struct event *ev = &w->event;
     double confirmed = source == NACOS_FROM_SERVER ? unix_now() : 0;
     pthread_mutex_lock(&e->lock);
     bool same = w->known && (v ? ev->value && strcmp(v->md5, ev->value->md5) == 0 : !ev->value);
-    bool news = !same && (w->known || v);
     struct value *old = NULL;
     w->client->watches.failovers += (source == NACOS_FROM_FAILOVER) - (ev->source == NACOS_FROM_FAILOVER);
     if (!same) {
@@ -76,9 +75,11 @@ static void deliver(struct nacos_watch *w, struct value *v, nacos_source source)
         ev->version++;
         w->known = true;
     }
+    if (!same || ev->source != (v ? source : NACOS_FROM_NONE))
+        snprintf(ev->server, sizeof ev->server, "%s", server);
     ev->source = v ? source : NACOS_FROM_NONE;
     ev->confirmed = confirmed;
-    if (news)
+    if (!same)
         engine_ready_locked(e, ev);
     pthread_mutex_unlock(&e->lock);
     value_unref(old);
@@ -98,7 +99,7 @@ void watch_trouble(struct nacos_watch *w, const nacos_error *err)
     engine_ready(w->client->engine, ev);
 }
 
-void watch_confirmed(struct nacos_watch *w, double unix_time)
+void watch_confirmed(struct nacos_watch *w, double unix_time, const char *server)
 {
     nacos_engine *e = w->client->engine;
     w->trouble = NACOS_OK;
@@ -109,8 +110,10 @@ void watch_confirmed(struct nacos_watch *w, double unix_time)
     w->failures = 0;
     pthread_mutex_lock(&e->lock);
     /* a value of a failover file is not the server's; a snapshot that the server confirms is */
-    if (w->event.source == NACOS_FROM_SNAPSHOT)
+    if (w->event.source == NACOS_FROM_SNAPSHOT) {
         w->event.source = NACOS_FROM_SERVER;
+        snprintf(w->event.server, sizeof w->event.server, "%s", server);
+    }
     if (w->event.source != NACOS_FROM_FAILOVER)
         w->event.confirmed = unix_time;
     pthread_mutex_unlock(&e->lock);
@@ -155,15 +158,15 @@ void watch_read(struct nacos_watch *w, struct value *v, const nacos_error *err)
     bool told = v || err->code == NACOS_NOT_FOUND;
     struct value *over = config_file(c, c->failover_base, &w->key);
     if (over)
-        deliver(w, over, NACOS_FROM_FAILOVER);
+        deliver(w, over, NACOS_FROM_FAILOVER, "");
     else if (told)
-        deliver(w, v, NACOS_FROM_SERVER);
+        deliver(w, v, NACOS_FROM_SERVER, err->server);
     if (told) {
         value_came(w, v, listed);
     } else if (config_unknown(err)) {
         struct value *old = w->known || c->no_snapshot ? NULL : saver_read(&c->saver, &w->key);
         if (old) {
-            deliver(w, old, NACOS_FROM_SNAPSHOT);
+            deliver(w, old, NACOS_FROM_SNAPSHOT, "");
             memcpy(w->poll_md5, old->md5, sizeof w->poll_md5); /* the first answer of a server tells whether it still is so */
         }
         value_unref(old);
@@ -190,7 +193,7 @@ static void recheck(struct nacos_watch *w)
     bool was = w->event.source == NACOS_FROM_FAILOVER; /* only the loop writes it */
     struct value *over = config_file(w->client, w->client->failover_base, &w->key);
     if (over)
-        deliver(w, over, NACOS_FROM_FAILOVER);
+        deliver(w, over, NACOS_FROM_FAILOVER, "");
     else if (was && w->state != WATCH_READING)
         watch_go(w, WATCH_READING);
     value_unref(over);
@@ -360,6 +363,7 @@ bool nacos_peek(nacos_watch *w, uint64_t known, nacos_value *out)
         out->source = ev->source;
         out->version = ev->version;
         out->confirmed = ev->confirmed;
+        memcpy(out->server, ev->server, sizeof out->server);
         if (ev->value) {
             memcpy(out->md5, ev->value->md5, sizeof out->md5);
             memcpy(out->type, ev->value->type, sizeof out->type);

@@ -65,7 +65,7 @@ void watch_read(struct nacos_watch *w, struct value *v, const nacos_error *err);
 /** A poll's answer listed it (it is in no batch any more). */
 void watch_changed(struct nacos_watch *w);
 /** A poll's answer did not list it: the value it holds is still the newest. */
-void watch_confirmed(struct nacos_watch *w, double unix_time);
+void watch_confirmed(struct nacos_watch *w, double unix_time, const char *server);
 /** It cannot be served: told to the host once per reason. */
 void watch_trouble(struct nacos_watch *w, const nacos_error *err);
 /** A poll has ended: a good moment to look, a little later, for failover files that came, changed or went. */

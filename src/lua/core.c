@@ -3,12 +3,22 @@
  *  Lua never runs inside the engine and the engine never calls Lua, so there is no reference to keep and no error to carry across.
  *  Every check that can raise comes before anything is acquired. Durations are seconds here, milliseconds below. What users see is
  * made of this in lua/nacos/: these functions take positional arguments and trust their callers with the rest. */
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
 #include <lauxlib.h>
 #include <lua.h>
 #include <math.h>
+#include <pwd.h>
 #include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "nacos.h"
 
@@ -130,6 +140,10 @@ static void set_value(lua_State *L, const nacos_value *v)
         lua_pushnumber(L, v->confirmed);
         lua_setfield(L, -2, "confirmed");
     }
+    if (v->server[0]) {
+        lua_pushstring(L, v->server);
+        lua_setfield(L, -2, "server");
+    }
     lua_pushinteger(L, (lua_Integer)v->version);
     lua_setfield(L, -2, "version");
 }
@@ -199,7 +213,7 @@ static void set_changes(lua_State *L, const nacos_event *ev)
 
 static int push_event(lua_State *L, const nacos_event *ev)
 {
-    static const char *const kinds[] = {"reply", "config", "service", "timer", "signal", "exit", "trouble"};
+    static const char *const kinds[] = {"reply", "config", "service", "timer", "signal", "exit", "trouble", "readable"};
     lua_createtable(L, 0, 8);
     lua_pushinteger(L, (lua_Integer)ev->id);
     lua_setfield(L, -2, "id");
@@ -228,8 +242,34 @@ static int push_event(lua_State *L, const nacos_event *ev)
     if (ev->kind == NACOS_EVENT_EXIT && ev->error.code == NACOS_OK) {
         lua_pushinteger(L, ev->exit_signal ? ev->exit_signal : ev->exit_code);
         lua_setfield(L, -2, ev->exit_signal ? "signal" : "code");
+        lua_pushinteger(L, ev->exit_pid);
+        lua_setfield(L, -2, "pid");
     }
     return 1;
+}
+
+static const char *text_field(lua_State *L, int t, const char *name)
+{
+    lua_getfield(L, t, name);
+    const char *s = lua_isnil(L, -1) ? NULL : luaL_checkstring(L, -1);
+    lua_pop(L, 1); /* the table keeps the string */
+    return s;
+}
+
+static lua_Number number_field(lua_State *L, int t, const char *name)
+{
+    lua_getfield(L, t, name);
+    lua_Number n = luaL_optnumber(L, -1, 0);
+    lua_pop(L, 1);
+    return n;
+}
+
+static int bool_field(lua_State *L, int t, const char *name, int absent)
+{
+    lua_getfield(L, t, name);
+    int b = lua_isnil(L, -1) ? absent : lua_toboolean(L, -1);
+    lua_pop(L, 1);
+    return b;
 }
 
 /* ---- engine -------------------------------------------------------------------------------------------------------------- */
@@ -302,14 +342,39 @@ static int engine_timer(lua_State *L)
     return push_id(L, nacos_timer(u->e, to_ms(L, 2)));
 }
 
+static const char *const signal_names[] = {"HUP",  "INT",  "QUIT", "ABRT", "KILL", "USR1", "USR2",  "ALRM", "TERM",
+                                           "CHLD", "CONT", "STOP", "TTIN", "TTOU", "URG",  "WINCH", "IO",   NULL};
+static const int signal_numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGABRT, SIGKILL, SIGUSR1, SIGUSR2,  SIGALRM, SIGTERM,
+                                     SIGCHLD, SIGCONT, SIGSTOP, SIGTTIN, SIGTTOU, SIGURG,  SIGWINCH, SIGIO};
+
+/** engine:signal(name [, every]) -> id */
 static int engine_signal(lua_State *L)
 {
-    static const char *const names[] = {"HUP", "INT", "TERM", "USR1", "USR2", "CHLD", "WINCH", NULL};
-    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGCHLD, SIGWINCH};
     struct engine_ud *u = check_engine(L);
     if (nacos_engine_forked(u->e))
         return fail(L, NACOS_FORKED, FORKED_TEXT);
-    return push_id(L, nacos_signal(u->e, numbers[luaL_checkoption(L, 2, NULL, names)]));
+    return push_id(L, nacos_signal(u->e, signal_numbers[luaL_checkoption(L, 2, NULL, signal_names)], lua_toboolean(L, 3)));
+}
+
+/** engine:readable(fd) -> id */
+static int engine_readable(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    int fd = (int)luaL_checkinteger(L, 2);
+    if (nacos_engine_forked(u->e))
+        return fail(L, NACOS_FORKED, FORKED_TEXT);
+    uint64_t id = nacos_readable(u->e, fd);
+    return id ? push_id(L, id) : fail(L, NACOS_NOMEM, "out of memory or descriptors");
+}
+
+/** engine:forget(id): no timer, signal or readable any more */
+static int engine_forget(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    uint64_t id = (uint64_t)luaL_checkinteger(L, 2);
+    if (!nacos_engine_forked(u->e))
+        nacos_forget(u->e, id);
+    return 0;
 }
 
 /** Pushes the list of strings at `t` as an array of C strings with a NULL at its end; the list keeps the strings. */
@@ -327,40 +392,80 @@ static const char *const *push_words(lua_State *L, int t)
     return words;
 }
 
-/** engine:spawn(words [, environment {NAME = value} [, input]]) -> id */
+/** Pushes { NAME = value } as "NAME=value" strings. */
+static const char *const *push_variables(lua_State *L, int t)
+{
+    lua_newtable(L);
+    int list = lua_gettop(L);
+    for (lua_pushnil(L); lua_next(L, t); lua_pop(L, 1)) {
+        luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3, "env: strings expected");
+        lua_pushfstring(L, "%s=%s", lua_tostring(L, -2), lua_tostring(L, -1));
+        lua_rawseti(L, list, (lua_Integer)lua_rawlen(L, list) + 1);
+    }
+    return push_words(L, list);
+}
+
+/** engine:spawn(words [, { env={ NAME = value }, clear_env=, cwd=, uid=, gid=, input=, output=a descriptor (-1: none) }]) -> id.
+ * The tables keep the strings. */
 static int engine_spawn(lua_State *L)
 {
     struct engine_ud *u = check_engine(L);
-    size_t len = 0;
-    const char *input = luaL_optlstring(L, 4, NULL, &len);
-    nacos_command c = {.argv = push_words(L, 2), .input = input, .input_len = len};
+    lua_settop(L, 3);
+    nacos_command c = {.argv = push_words(L, 2)};
+    nacos_user user;
     luaL_argcheck(L, c.argv[0], 2, "no program");
-    if (!lua_isnoneornil(L, 3)) {
+    if (!lua_isnil(L, 3)) {
         luaL_checktype(L, 3, LUA_TTABLE);
-        lua_newtable(L);
-        int list = lua_gettop(L);
-        for (lua_pushnil(L); lua_next(L, 3); lua_pop(L, 1)) {
-            luaL_argcheck(L, lua_type(L, -2) == LUA_TSTRING && lua_type(L, -1) == LUA_TSTRING, 3, "strings expected");
-            lua_pushfstring(L, "%s=%s", lua_tostring(L, -2), lua_tostring(L, -1));
-            lua_rawseti(L, list, (lua_Integer)lua_rawlen(L, list) + 1);
+        c.clear_env = bool_field(L, 3, "clear_env", 0);
+        c.cwd = text_field(L, 3, "cwd");
+        c.output = (int)number_field(L, 3, "output");
+        if (lua_getfield(L, 3, "gid") != LUA_TNIL) {
+            lua_getfield(L, 3, "uid");
+            user = (nacos_user){(uint32_t)luaL_optinteger(L, -1, geteuid()), (uint32_t)luaL_checkinteger(L, -2)};
+            c.user = &user;
         }
-        c.env = push_words(L, list);
+        lua_getfield(L, 3, "input");
+        c.input = luaL_optlstring(L, -1, NULL, &c.input_len);
+        if (lua_getfield(L, 3, "env") != LUA_TNIL) {
+            luaL_checktype(L, -1, LUA_TTABLE);
+            c.env = push_variables(L, lua_gettop(L));
+        }
     }
     if (nacos_engine_forked(u->e))
         return fail(L, NACOS_FORKED, FORKED_TEXT);
-    return push_id(L, nacos_spawn(u->e, &c));
+    uint64_t id = nacos_spawn(u->e, &c);
+    return id ? push_id(L, id) : fail(L, NACOS_NOMEM, "out of memory or descriptors");
 }
 
-/** engine:kill(id, signal): to the process group of what spawn() started */
+/** engine:kill(id, signal [, all]): to the process group of what spawn() started */
 static int engine_kill(lua_State *L)
 {
-    static const char *const names[] = {"HUP", "INT", "TERM", "QUIT", "KILL", "USR1", "USR2", NULL};
-    static const int numbers[] = {SIGHUP, SIGINT, SIGTERM, SIGQUIT, SIGKILL, SIGUSR1, SIGUSR2};
     struct engine_ud *u = check_engine(L);
     uint64_t id = (uint64_t)luaL_checkinteger(L, 2);
-    int number = numbers[luaL_checkoption(L, 3, NULL, names)];
+    int number = signal_numbers[luaL_checkoption(L, 3, NULL, signal_names)];
     if (!nacos_engine_forked(u->e))
-        nacos_kill(u->e, id, number);
+        nacos_kill(u->e, id, number, lua_toboolean(L, 4));
+    return 0;
+}
+
+/** engine:pid(id) -> number | nil */
+static int engine_pid(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    uint64_t id = (uint64_t)luaL_checkinteger(L, 2);
+    int pid = nacos_engine_forked(u->e) ? 0 : nacos_pid(u->e, id);
+    if (!pid)
+        return 0;
+    lua_pushinteger(L, pid);
+    return 1;
+}
+
+/** engine:reap() */
+static int engine_reap(lua_State *L)
+{
+    struct engine_ud *u = check_engine(L);
+    if (!nacos_engine_forked(u->e))
+        nacos_reap(u->e);
     return 0;
 }
 
@@ -379,30 +484,6 @@ static nacos_client *to_client(lua_State *L)
         return NULL;
     }
     return u->c;
-}
-
-static const char *text_field(lua_State *L, int t, const char *name)
-{
-    lua_getfield(L, t, name);
-    const char *s = lua_isnil(L, -1) ? NULL : luaL_checkstring(L, -1);
-    lua_pop(L, 1); /* the table keeps the string */
-    return s;
-}
-
-static lua_Number number_field(lua_State *L, int t, const char *name)
-{
-    lua_getfield(L, t, name);
-    lua_Number n = luaL_optnumber(L, -1, 0);
-    lua_pop(L, 1);
-    return n;
-}
-
-static int bool_field(lua_State *L, int t, const char *name, int absent)
-{
-    lua_getfield(L, t, name);
-    int b = lua_isnil(L, -1) ? absent : lua_toboolean(L, -1);
-    lua_pop(L, 1);
-    return b;
 }
 
 static nacos_options check_options(lua_State *L, int t)
@@ -439,6 +520,7 @@ static nacos_options check_options(lua_State *L, int t)
         .log_dir = text_field(L, t, "log_dir"),
         .log_level = (nacos_log_level)level,
         .log_backups = (int)number_field(L, t, "log_rotation_backup_count"),
+        .log_json = bool_field(L, t, "log_json", 0),
         .poll_timeout_ms = (int)(number_field(L, t, "pulling_timeout") * 1000),
         .poll_batch = (int)number_field(L, t, "pulling_config_size"),
         .max_response = (size_t)number_field(L, t, "max_response_size"),
@@ -649,8 +731,8 @@ static int watch_peek(lua_State *L)
     nacos_value v;
     if (!w || !nacos_peek(w, known, &v))
         return 0;
-    static const char *const all[] = {"source", "confirmed", "content", "md5", "type"};
-    for (size_t i = 0; i < (v.version == known ? 2 : sizeof all / sizeof *all); i++) {
+    static const char *const all[] = {"source", "confirmed", "server", "content", "md5", "type"};
+    for (size_t i = 0; i < (v.version == known ? 3 : sizeof all / sizeof *all); i++) {
         lua_pushnil(L);
         lua_setfield(L, 2, all[i]);
     }
@@ -871,6 +953,30 @@ static int core_check_id(lua_State *L)
     return check_text(L, nacos_check_id);
 }
 
+static int check_addresses(lua_State *L, bool (*check)(const char *, nacos_error *))
+{
+    size_t len;
+    nacos_error err;
+    const char *s = luaL_checklstring(L, 1, &len);
+    if (strlen(s) != len)
+        lua_pushliteral(L, "holds a NUL byte");
+    else if (check(s, &err))
+        lua_pushnil(L);
+    else
+        lua_pushstring(L, err.message);
+    return 1;
+}
+
+static int core_check_servers(lua_State *L)
+{
+    return check_addresses(L, nacos_check_servers);
+}
+
+static int core_check_endpoint(lua_State *L)
+{
+    return check_addresses(L, nacos_check_endpoint);
+}
+
 static int core_check_namespace(lua_State *L)
 {
     return check_text(L, nacos_check_namespace);
@@ -914,11 +1020,93 @@ static int core_write_file(lua_State *L)
     return 2;
 }
 
+/** core.lock(fd [, test]) -> true | false: somebody else has it | nil, error. Locks an open file until its descriptor is closed;
+ * `test` only asks. */
+static int core_lock(lua_State *L)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    int fd = (int)luaL_checkinteger(L, 1), test = lua_toboolean(L, 2);
+    /* of the open file, not of the process: closing another descriptor of the same file does not end it */
+    int bad = fcntl(fd, test ? F_OFD_GETLK : F_OFD_SETLK, &lock) != 0;
+    if (bad && errno != EAGAIN && errno != EACCES)
+        return fail(L, NACOS_INVALID, strerror(errno));
+    lua_pushboolean(L, !bad && (!test || lock.l_type == F_UNLCK));
+    return 1;
+}
+
+/** Pushes room for an entry of the user database: `size` bytes, more in each round; NULL: it is too large to be true. */
+static char *push_room(lua_State *L, size_t *size)
+{
+    *size = *size ? *size * 4 : 4096;
+    return *size <= 4 << 20 ? lua_newuserdatauv(L, *size, 0) : NULL;
+}
+
+/** core.user(name or number) -> uid, gid, name, home | nil: there is none */
+static int core_user(lua_State *L)
+{
+    struct passwd entry, *found = NULL;
+    size_t size = 0;
+    int is_number = lua_type(L, 1) == LUA_TNUMBER, rc = ERANGE;
+    lua_Integer number = is_number ? luaL_checkinteger(L, 1) : 0;
+    const char *name = is_number ? NULL : luaL_checkstring(L, 1);
+    for (char *room; rc == ERANGE && (room = push_room(L, &size));)
+        rc = is_number ? getpwuid_r((uid_t)number, &entry, room, size, &found) : getpwnam_r(name, &entry, room, size, &found);
+    if (!found)
+        return 0;
+    lua_pushinteger(L, entry.pw_uid);
+    lua_pushinteger(L, entry.pw_gid);
+    lua_pushstring(L, entry.pw_name);
+    lua_pushstring(L, entry.pw_dir);
+    return 4;
+}
+
+/** core.group(name or number) -> gid, name | nil: there is none */
+static int core_group(lua_State *L)
+{
+    struct group entry, *found = NULL;
+    size_t size = 0;
+    int is_number = lua_type(L, 1) == LUA_TNUMBER, rc = ERANGE;
+    lua_Integer number = is_number ? luaL_checkinteger(L, 1) : 0;
+    const char *name = is_number ? NULL : luaL_checkstring(L, 1);
+    for (char *room; rc == ERANGE && (room = push_room(L, &size));)
+        rc = is_number ? getgrgid_r((gid_t)number, &entry, room, size, &found) : getgrnam_r(name, &entry, room, size, &found);
+    if (!found)
+        return 0;
+    lua_pushinteger(L, entry.gr_gid);
+    lua_pushstring(L, entry.gr_name);
+    return 2;
+}
+
 static int core_monotonic(lua_State *L)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
     lua_pushnumber(L, (lua_Number)ts.tv_sec + (lua_Number)ts.tv_nsec / 1e9);
+    return 1;
+}
+
+/** core.sd_notify(address, text) -> true | nil, error: one datagram to a Unix socket; "@name" is an abstract one. */
+static int core_sd_notify(lua_State *L)
+{
+    size_t path_len, len;
+    const char *path = luaL_checklstring(L, 1, &path_len), *text = luaL_checklstring(L, 2, &len);
+    struct sockaddr_un to = {.sun_family = AF_UNIX};
+    if (path_len < 2 || path_len >= sizeof to.sun_path || (path[0] != '/' && path[0] != '@'))
+        return fail(L, NACOS_INVALID, "the notify socket is no absolute path and no abstract name");
+    memcpy(to.sun_path, path, path_len);
+    if (path[0] == '@')
+        to.sun_path[0] = '\0';
+    int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct timeval patience = {.tv_sec = 1}; /* for a full queue of the receiver */
+    bool sent = fd >= 0 && setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) == 0 &&
+                sendto(fd, text, len, MSG_NOSIGNAL, (struct sockaddr *)&to,
+                       (socklen_t)(offsetof(struct sockaddr_un, sun_path) + path_len)) == (ssize_t)len;
+    int problem = errno;
+    if (fd >= 0)
+        close(fd);
+    if (!sent)
+        return fail(L, NACOS_UNAVAILABLE, strerror(problem));
+    lua_pushboolean(L, 1);
     return 1;
 }
 
@@ -941,8 +1129,10 @@ EXPORT int luaopen_nacos_core(lua_State *L)
 {
     static const luaL_Reg engine_methods[] = {{"wait", engine_wait},     {"fd", engine_fd},
                                               {"forked", engine_forked}, {"timer", engine_timer},
-                                              {"signal", engine_signal}, {"spawn", engine_spawn},
-                                              {"kill", engine_kill},     {"client", engine_client},
+                                              {"signal", engine_signal}, {"readable", engine_readable},
+                                              {"forget", engine_forget}, {"spawn", engine_spawn},
+                                              {"pid", engine_pid},       {"kill", engine_kill},
+                                              {"reap", engine_reap},     {"client", engine_client},
                                               {"close", engine_close},   {NULL, NULL}};
     static const luaL_Reg client_methods[] = {{"get", client_get},
                                               {"publish", client_publish},
@@ -973,12 +1163,18 @@ EXPORT int luaopen_nacos_core(lua_State *L)
                                          {"error", core_error},
                                          {"md5", core_md5},
                                          {"check_id", core_check_id},
+                                         {"check_servers", core_check_servers},
+                                         {"check_endpoint", core_check_endpoint},
                                          {"check_namespace", core_check_namespace},
                                          {"check_service", core_check_service},
                                          {"check_clusters", core_check_clusters},
                                          {"check_instance", core_check_instance},
                                          {"write_file", core_write_file},
+                                         {"lock", core_lock},
                                          {"monotonic", core_monotonic},
+                                         {"user", core_user},
+                                         {"group", core_group},
+                                         {"sd_notify", core_sd_notify},
                                          {NULL, NULL}};
     new_class(L, ENGINE, engine_methods, engine_close);
     new_class(L, CLIENT, client_methods, client_close);

@@ -125,6 +125,18 @@ static void ignore_signal(int number)
     (void)number;
 }
 
+/* What ends now takes its instances out of their services first, and is not to be ended twice: some supervisors send each signal to
+ * the program and to its group. */
+static void let_be(void)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 int main(int argc, char **argv)
 {
     struct start start = {argc, argv, getenv("LUNACOS_LUA_DIR")};
@@ -159,6 +171,7 @@ int main(int argc, char **argv)
         code = (int)lua_tointeger(L, -1);
     else
         fprintf(stderr, "lunacos: internal error: %s\n", lua_tostring(L, -1));
+    let_be();
     lua_close(L);
     return code;
 }

@@ -31,12 +31,14 @@ int main(int argc, char **argv)
     show("absent", nacos_wait(e, nacos_get_config(c, "c.txt", "G", 3000, 0), -1));
     nacos_watch *w = nacos_watch_config(c, "c.txt", "G");
     printf("same watch: %d\n", nacos_watch_config(c, "c.txt", "G") == w);
+    const nacos_event *ev = nacos_wait(e, nacos_watch_id(w), 5000);
+    printf("known to be absent: %d\n", ev && !ev->value.data && strstr(ev->value.server, argv[1]) != NULL);
     nacos_publish p = {.data_id = "c.txt", .group = "G", .content = "one", .len = 3, .type = "text"};
     show("publish", nacos_wait(e, nacos_publish_config(c, &p, 3000), -1));
 
     struct pollfd fd = {.fd = nacos_engine_fd(e), .events = POLLIN};
     poll(&fd, 1, 5000);
-    const nacos_event *ev = nacos_wait(e, 0, 0);
+    ev = nacos_wait(e, 0, 0);
     printf("from the watch: %d\n", ev && ev->id == nacos_watch_id(w) && ev->kind == NACOS_EVENT_CONFIG);
     show("watched", ev);
     printf("nothing else: %d, descriptor %d\n", nacos_wait(e, 0, 0) == NULL, poll(&fd, 1, 0));
