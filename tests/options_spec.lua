@@ -68,6 +68,8 @@ describe("options.check", function()
     { { proxies = { htpp = "x" } }, "bad option 'htpp' to 'nacos.client.proxies' (did you mean 'http'?)" },
     { { proxies = { http = 1 } }, "bad option 'http' to 'nacos.client.proxies' (string expected, got number)" },
     { { handlers = { print, 1 } }, "bad option 'handlers' to 'nacos.client' (element 2: function expected, got number)" },
+    { { handlers = { print, nil, print } }, "bad option 'handlers' to 'nacos.client' (element 2 is nil)" },
+    { { handlers = { first = print } }, "bad option 'handlers' to 'nacos.client' (a list expected, it has the key 'first')" },
     { { value = true }, "bad option 'value' to 'nacos.client' (string or number expected, got boolean)" },
     { { name = "" }, "bad option 'name' to 'nacos.client' (is empty)" },
     { "text", "bad options to 'nacos.client' (table expected, got string)" },

@@ -29,6 +29,7 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field log_level "DEBUG"|"INFO"|"WARN"|"WARNING"|"ERROR"|"OFF"|nil # any case; default WARN
 ---@field log_dir string|nil                  # default: standard error
 ---@field log_rotation_backup_count integer|nil # log files kept, one a day; default 7
+---@field log_format "text"|"json"|nil        # of its lines; default "text"
 ---@field context_path string|nil             # default "/nacos"
 ---@field verify boolean|nil                  # check https certificates; default: only when ca_file is given
 ---@field ca_file string|nil
@@ -92,6 +93,7 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field type string|nil
 ---@field source string|nil
 ---@field confirmed number|nil  # unix seconds: when a server last said that this is the newest
+---@field server string|nil     # of a watch: that told the value, or that there is none
 
 ---@class nacos.Status
 ---@field server string|nil     # in use
@@ -164,6 +166,7 @@ local OPTIONS = {
   password_file = "string",
   password_env = "string",
   log_dir = "string",
+  log_format = { type = "string", one_of = { "text", "json" }, default = "text" },
   log_rotation_backup_count = { type = "number", integer = true, min = 0, default = 7 },
   context_path = { type = "string", default = "/nacos" },
   verify = "boolean",
@@ -200,6 +203,7 @@ local function core_options(o)
     t[name] = value
   end
   t.log_level = LEVELS[o.log_level:lower()]
+  t.log_json = o.log_format == "json"
   t.proxies, t.on_error = nil, nil
   t.proxy_http = o.proxies and o.proxies.http
   t.proxy_https = o.proxies and o.proxies.https
@@ -225,6 +229,25 @@ local function make(given, what, level)
   }, Client)
   naming.init(client)
   return client
+end
+
+---A checked copy of some of the options, for those who make a client of them later.
+---@param given nacos.Options
+---@param what string   # for messages
+---@param level integer # whom to blame, as for options.check
+---@return nacos.Options # without defaults
+local function check_options(given, what, level)
+  local all, copy = options.check(OPTIONS, given, what, level + 1), {}
+  for name in pairs(given) do
+    copy[name] = all[name]
+  end
+  for name, check in pairs { server_addresses = core.check_servers, endpoint = core.check_endpoint } do
+    local problem = copy[name] and copy[name] ~= "" and check(copy[name])
+    if problem then
+      error(("%s (in '%s')"):format(problem, what), level + 1)
+    end
+  end
+  return copy
 end
 
 ---Make a client. No I/O happens yet.
@@ -582,13 +605,23 @@ end
 local function on_event(self, item, event)
   local about = { kind = "watch", data_id = item.data_id, group = item.group }
   if event.kind == "trouble" then
+    for _, entry in ipairs(item.entries) do
+      if entry.observe then
+        entry.observe(nil, event.error)
+      end
+    end
     self.callbacks:report(event.error, about)
     return
   end
+  local untold = not item.version and not event.content -- callbacks are not told that an item does not exist until it did
   set_change(self, item, event)
   local entries = {} -- a callback may add and remove while we go
   for _, entry in ipairs(item.entries) do
-    if entry.version ~= event.version then -- else it came late and has seen this
+    local news = entry.version ~= event.version -- else it came late and has seen this
+    if news and entry.observe then
+      entry.version = event.version
+      entry.observe(event)
+    elseif news and not untold then
       entries[#entries + 1] = entry
     end
   end
@@ -599,7 +632,8 @@ local function on_event(self, item, event)
   release(item)
 end
 
-local function add_watcher(self, data_id, group, callback)
+---The watched item, watched from now on if it was not.
+local function open_item(self, data_id, group)
   local key = key_of(data_id, group)
   local item = self.items[key]
   if not item then
@@ -612,6 +646,20 @@ local function add_watcher(self, data_id, group, callback)
     scheduler.handle(id, function(event)
       on_event(self, item, event)
     end)
+  end
+  return item
+end
+
+local function drop_item(self, item)
+  item.watch:close()
+  scheduler.handle(item.id, nil)
+  self.items[key_of(item.data_id, item.group)] = nil
+end
+
+local function add_watcher(self, data_id, group, callback)
+  local item, err = open_item(self, data_id, group)
+  if not item then
+    return nil, err
   end
   local entry = setmetatable({ callback = callback, item = item }, Entry)
   item.entries[#item.entries + 1] = entry
@@ -658,10 +706,54 @@ function Client:add_config_watchers(...)
   return true
 end
 
-local function drop_item(self, item)
-  item.watch:close()
-  scheduler.handle(item.id, nil)
-  self.items[key_of(item.data_id, item.group)] = nil
+---What observe_config() returns.
+---@class nacos.Observation
+local Observation = {}
+Observation.__index = Observation
+
+---No more calls.
+function Observation:stop()
+  for i, entry in ipairs(self.item.entries) do
+    if entry == self then
+      table.remove(self.item.entries, i)
+      if #self.item.entries == 0 then
+        drop_item(self.client, self.item)
+      end
+      return
+    end
+  end
+end
+
+---What is known of the source now, if the newest value still is that of this version: { source, server, confirmed }.
+---@param version integer
+---@return table|nil
+function Observation:origin(version)
+  local known = self.item.watch:peek({ version = version })
+  return known and known.version == version and known or nil
+end
+
+---Call `fn` in the very turn in which news come, and at once if a value is known: not as a task, so nothing can be in its way, and it
+---must neither wait nor raise nor add or remove watchers. It is also told that the item does not exist (no content), and of troubles
+---(nil and the error). For parts of this program such as the agent; see add_config_watcher.
+---@param data_id string
+---@param group string|nil
+---@param fn fun(value: nacos.Value|nil, err: nacos.Error|nil) # the value has its `version`, too
+---@return nacos.Observation|nil
+---@return nacos.Error|nil
+function Client:observe_config(data_id, group, fn)
+  local a = options.named(WATCH, "observe_config", 2, data_id, group, fn)
+  local item, err = open_item(self, a.data_id, a.group)
+  if not item then
+    return nil, err
+  end
+  local entry = setmetatable({ observe = a.cb, item = item, client = self }, Observation)
+  item.entries[#item.entries + 1] = entry
+  local value = item.watch:peek({})
+  if value then
+    entry.version = value.version
+    entry.observe(value)
+  end
+  return entry
 end
 
 ---Remove a callback from an item: one occurrence of it, or every one. A run under way ends by itself. An unknown callback is
@@ -747,4 +839,7 @@ Client.__close = function(self)
   self:close()
 end
 
-return { new = new, create = make }
+return {
+  new = new, create = make, check_options = check_options,
+  RULES = { data_id = DATA_ID, group = GROUP, type = PUBLISH.type }, -- of arguments, for those who take the same
+}

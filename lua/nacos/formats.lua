@@ -323,4 +323,22 @@ function formats.yaml(value)
   return (emit({ type = "STREAM_END" }):gsub("\n%.%.%.\n$", "\n"))
 end
 
+---Are two values the same, tables in all their depth?
+function formats.same(a, b)
+  if type(a) ~= "table" or type(b) ~= "table" then
+    return a == b
+  end
+  for name, value in pairs(a) do
+    if not formats.same(value, b[name]) then
+      return false
+    end
+  end
+  for name in pairs(b) do
+    if a[name] == nil then
+      return false
+    end
+  end
+  return true
+end
+
 return formats

@@ -853,6 +853,9 @@ function Watcher:deliver(callbacks)
   })
 end
 
+---What runs the listeners of observe_service(): the turn itself.
+local AT_ONCE_HERE = { call = function(_, fn, _, change) fn(change) end }
+
 ---@return boolean # whether the set of instances has changed, or only one that was there
 local function apply(item, change)
   local key = instance_key(change.instance)
@@ -874,6 +877,11 @@ end
 
 local function on_event(self, item, event)
   if event.kind == "trouble" then
+    for _, listener in ipairs(item.listeners) do
+      if listener.observes then
+        listener.fn(nil, event.error)
+      end
+    end
     self.callbacks:report(event.error, {
       kind = "watch", service_name = item.service.name, group_name = item.service.group, namespace = item.namespace,
     })
@@ -888,7 +896,11 @@ local function on_event(self, item, event)
   item.known, item.choices = true, {}
   item.held, item.source, item.protection = event.held, event.source, event.protection
   for _, listener in ipairs({ table.unpack(item.listeners) }) do -- a callback may add and remove while we go
-    self.callbacks:notify(listener)
+    if listener.observes then
+      listener:deliver(AT_ONCE_HERE)
+    else
+      self.callbacks:notify(listener)
+    end
   end
 end
 
@@ -945,8 +957,11 @@ local function new_name(self, item)
   return "listener-" .. self.names
 end
 
----@param a table # arguments of subscribe() or watch_service()
-local function add_listener(self, class, fn, interval, a)
+---@param a table # arguments of subscribe(), watch_service() or observe_service()
+---@param observes boolean|nil
+---@return table|nil listener
+---@return nacos.Error|nil
+local function add_listener(self, class, fn, interval, a, observes)
   local service, clusters = service_of(a), normal_clusters(a.clusters)
   local key = item_key(self, service, clusters)
   local item = self.services[key] or {
@@ -959,7 +974,7 @@ local function add_listener(self, class, fn, interval, a)
   end
   local listener = setmetatable({
     fn = fn, name = a.listener_name or new_name(self, item), item = item, interval = interval, max_drop = a.max_drop, hold = a.hold,
-    healthy_only = a.healthy_only, seen = {}, pending = {}, copies = {},
+    healthy_only = a.healthy_only, observes = observes, seen = {}, pending = {}, copies = {},
   }, class)
   listener.about = {
     service_name = service.name, group_name = service.group, namespace = item.namespace, listener_name = listener.name,
@@ -984,9 +999,13 @@ local function add_listener(self, class, fn, interval, a)
     for instance in pairs(item.instances) do
       mark(listener, instance)
     end
-    self.callbacks:notify_soon(listener)
+    if observes then
+      listener:deliver(AT_ONCE_HERE)
+    else
+      self.callbacks:notify_soon(listener)
+    end
   end
-  return listener.name
+  return listener
 end
 
 ---Call `listener_fn` for every instance of a service that is there ("ADDED"), and for every one that is added, modified or deleted
@@ -1005,7 +1024,8 @@ end
 ---@overload fun(self, listener_fn: function, listener_interval: number|nil, args: nacos.SubscribeArgs): string|nil, nacos.Error|nil
 function Client:subscribe(...)
   local a = options.named(SUBSCRIBE, "subscribe", 2, ...)
-  return add_listener(self, Listener, a.listener_fn, a.listener_interval, a)
+  local listener, err = add_listener(self, Listener, a.listener_fn, a.listener_interval, a)
+  return listener and listener.name, err
 end
 
 ---Call `fn` with the whole (healthy) list and the difference: once at the start, also with an empty list, then after every change, also
@@ -1026,7 +1046,8 @@ function Client:watch_service(service_name, opts, fn, ...)
   else
     a = options.named(WATCH, "watch_service", 2, service_name, opts)
   end
-  return add_listener(self, Watcher, a.fn, a.interval, a)
+  local listener, err = add_listener(self, Watcher, a.fn, a.interval, a)
+  return listener and listener.name, err
 end
 
 local function drop_item(self, item)
@@ -1073,14 +1094,34 @@ function Client:unsubscribe(...)
   local removed = 0
   for _, item in ipairs(items) do
     removed = removed + remove_listeners(self, item, function(listener)
-      return not a.listener_name or listener.name == a.listener_name
+      return not listener.observes and (not a.listener_name or listener.name == a.listener_name)
     end)
   end
   return removed
 end
 
-local function all()
-  return true
+---As watch_service(), but `fn` is called in the very turn in which news come, and at once if the list is known: not as a task, so nothing
+---can be in its way, and it must neither wait nor raise. It is told of troubles, too (nil and the error). For parts of this program such
+---as the agent.
+---@param service_name string
+---@param opts nacos.WatchServiceOptions
+---@param fn fun(change: nacos.ServiceChange|nil, err: nacos.Error|nil)
+---@return fun()|nil stop
+---@return nacos.Error|nil
+function Client:observe_service(service_name, opts, fn)
+  local a = options.named(WATCH, "observe_service", 2, service_name, fn, opts)
+  local listener, err = add_listener(self, Watcher, a.fn, a.interval, a, true)
+  return listener and function()
+    if not listener.removed then
+      remove_listeners(self, listener.item, function(other)
+        return other == listener
+      end)
+    end
+  end, err
+end
+
+local function all(listener)
+  return not listener.observes
 end
 
 ---Remove all listeners of all services.

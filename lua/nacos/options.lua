@@ -24,6 +24,8 @@
 --       Raises "bad argument 'timeout' to 'get_config' (number expected, got string)".
 --   options.nearest(name, names) -> name | nil
 --       The entry of the list `names` that `name` was probably meant to be.
+--   options.bad_list(list) -> text | nil
+--       What is wrong with a table as a list.
 --
 -- `level` counts as in error(), seen from the function that calls us: 1 blames that function, 2 (the default)
 -- the line that called it. Values never appear in messages except numbers out of range and names outside `one_of`.
@@ -120,6 +122,24 @@ local function copy(value)
   return result
 end
 
+---What is wrong with a table as a list: nil when its keys are 1, 2, 3 … A nil in the middle would hide what follows.
+---@param list table
+---@return string|nil
+function options.bad_list(list)
+  local n = 0
+  for key in pairs(list) do
+    if math.type(key) ~= "integer" then
+      return ("a list expected, it has the key '%s'"):format(tostring(key))
+    end
+    n = n + 1
+  end
+  for i = 1, n do
+    if list[i] == nil then
+      return ("element %d is nil"):format(i)
+    end
+  end
+end
+
 local fill -- fill(spec, given, what, kind) -> table | nil, message
 
 local function number_problem(rule, value)
@@ -167,6 +187,10 @@ local function checked(rule, value, what)
     value = filled
   elseif type(value) == "table" and rule.of then
     local list = {}
+    problem = options.bad_list(value)
+    if problem then
+      return nil, problem
+    end
     for i, element in ipairs(value) do
       local good, wrong = checked(rule.of, element, what)
       if wrong then

@@ -329,8 +329,8 @@ local function environment(self, vars, state, lenient)
     scope[name] = value
   end
   local own = {}
-  function own.file(path)
-    return functions.read_file(path_from(self.folder, path))
+  function own.file(path, ...)
+    return (state.functions.file or functions.read_file)(path_from(self.folder, path), ...)
   end
   function own.include(path, given)
     path = path_from(self.folder, path)

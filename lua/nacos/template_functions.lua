@@ -108,29 +108,93 @@ functions.base = {
   trim = trim, from_json = decoder("json"), from_yaml = decoder("yaml"), from_properties = decoder("properties"),
 }
 
-local ARGUMENTS = {
+functions.ARGUMENTS = {
   "data_id", "group",
   data_id = { type = "string", required = true },
   group = { type = "string" },
   default = {},
 }
 
----`config` and `text` for one client: what the newest known value of a configuration is.
+---`config` and `text` over any place that holds configurations.
 ---
 ---    config(data_id [, group [, {default = v}]])  parsed by its type (json, yaml, properties; else by the data id's
----                                                 extension), or the text itself. Parsed once per table of functions.
+---                                                 extension), or the text itself
 ---    text(data_id [, group [, {default = v}]])    the content as it is
 ---
 ---The default is for a configuration that does not exist (without one: an error with code "not_found"). When nothing is
 ---known, because no server answers and there is no snapshot, that is another error (code "unavailable"), default or not.
+---@param fetch fun(arguments: table): table # { content =, type =, problem = why there is no content }; what is parsed is kept in it
+---@param spec table|nil                     # the arguments, as functions.ARGUMENTS
+---@param copy nil|fun(value: any): any      # what a template gets of a parsed value
+---@return {config: function, text: function}
+function functions.over(fetch, spec, copy)
+  spec = spec or functions.ARGUMENTS
+
+  ---@return table|nil item # nil: absent, and there is a default
+  local function known(arguments)
+    local data_id, group = arguments.data_id, arguments.group
+    local item = fetch(arguments)
+    if item.content then
+      return item
+    end
+    local code = type(item.problem) == "table" and item.problem.code or "unavailable"
+    if code ~= "not_found" then
+      raise(code, functions.named(data_id, group) .. " is not known: " .. tostring(item.problem), {
+        data_id = data_id, group = group,
+      })
+    elseif arguments.default == nil then
+      raise(code, functions.named(data_id, group) .. " does not exist", { data_id = data_id, group = group })
+    end
+  end
+
+  local function config(...)
+    local arguments = options.named(spec, "config", 2, ...)
+    local item = known(arguments)
+    if not item then
+      return arguments.default
+    end
+    if not item.parsed then
+      local kind = formats.kind(item.type, arguments.data_id)
+      local value, problem = formats.decode(kind, item.content)
+      item.parsed = { value = value, problem = problem and ("not valid %s: %s"):format(kind, problem) }
+    end
+    if item.parsed.problem then
+      raise("template", functions.named(arguments.data_id, arguments.group) .. " is " .. item.parsed.problem)
+    end
+    if copy then
+      return copy(item.parsed.value)
+    end
+    return item.parsed.value
+  end
+
+  local function text(...)
+    local arguments = options.named(spec, "text", 2, ...)
+    local item = known(arguments)
+    if not item then
+      return arguments.default
+    end
+    return item.content
+  end
+
+  return { config = config, text = text }
+end
+
+---How messages call a configuration.
+function functions.named(data_id, group)
+  return "configuration '" .. data_id .. "'" .. (group and " (group '" .. group .. "')" or "")
+end
+
+---`config` and `text` for one client: what the newest known value of a configuration is. Each is fetched and parsed once per table of
+---functions. @see functions.over
 ---@param client table      # nacos.Client, or anything with get_config(self, data_id, group) and perhaps peek
 ---@param used table|nil    # a list that receives {data_id=, group=} for each configuration asked for, once
 ---@param default_group string|nil # when a template names none; default the client's, DEFAULT_GROUP
 ---@return {config: function, text: function}
 function functions.of_client(client, used, default_group)
-  local fetched, parsed = {}, {}
-
-  local function fetch(data_id, group)
+  local fetched = {}
+  return functions.over(function(arguments)
+    arguments.group = arguments.group or default_group
+    local data_id, group = arguments.data_id, arguments.group
     local key = data_id .. "\0" .. (group or "")
     local item = fetched[key]
     if not item then
@@ -144,60 +208,10 @@ function functions.of_client(client, used, default_group)
         local content, source, info = client:get_config(data_id, group)
         item = { content = content, type = type(info) == "table" and info.type or nil, problem = content == nil and source }
       end
-      item.key = key
       fetched[key] = item
     end
     return item
-  end
-
-  local function named(data_id, group)
-    return "configuration '" .. data_id .. "'" .. (group and " (group '" .. group .. "')" or "")
-  end
-
-  ---@return table|nil item # nil: absent, and there is a default
-  local function known(arguments)
-    local data_id, group = arguments.data_id, arguments.group
-    local item = fetch(data_id, group)
-    if item.content then
-      return item
-    end
-    local code = type(item.problem) == "table" and item.problem.code or "unavailable"
-    if code ~= "not_found" then
-      raise(code, named(data_id, group) .. " is not known: " .. tostring(item.problem), { data_id = data_id, group = group })
-    elseif arguments.default == nil then
-      raise(code, named(data_id, group) .. " does not exist", { data_id = data_id, group = group })
-    end
-  end
-
-  local function config(...)
-    local arguments = options.named(ARGUMENTS, "config", 2, ...)
-    arguments.group = arguments.group or default_group
-    local item = known(arguments)
-    if not item then
-      return arguments.default
-    end
-    if not parsed[item.key] then
-      local kind = formats.kind(item.type, arguments.data_id)
-      local value, problem = formats.decode(kind, item.content)
-      if problem then
-        raise("template", ("%s is not valid %s: %s"):format(named(arguments.data_id, arguments.group), kind, problem))
-      end
-      parsed[item.key] = { value = value }
-    end
-    return parsed[item.key].value
-  end
-
-  local function text(...)
-    local arguments = options.named(ARGUMENTS, "text", 2, ...)
-    arguments.group = arguments.group or default_group
-    local item = known(arguments)
-    if not item then
-      return arguments.default
-    end
-    return item.content
-  end
-
-  return { config = config, text = text }
+  end)
 end
 
 return functions
