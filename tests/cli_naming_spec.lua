@@ -146,6 +146,20 @@ describe("lunacos register", function()
     assert.equal(DONE, process:stop())
   end)
 
+  it("takes its instance out though it is told to end twice", function()
+    for _ = 1, 5 do
+      local process = register("rt", 80)
+      support.eventually(function()
+        return instances("rt") ~= ""
+      end)
+      for _ = 1, 3 do
+        process:signal("TERM")
+      end
+      assert.equal(DONE, process:wait(5))
+      eventually_instances("", "rt")
+    end
+  end)
+
   it("registers a persistent instance and leaves it", function()
     assert.equal("lunacos: registered rp 10.0.0.9:5432\n",
       select(3, lunacos({ "register", "rp", "--ip", "10.0.0.9", "--port", "5432", "--persistent" })))

@@ -33,7 +33,7 @@ local function start_waiting(self)
     local item = table.remove(self.queue, 1)
     self.running = self.running + 1
     nacos.spawn(function()
-      item.process, item.job = process.start(self.words, item.job), nil
+      item.process, item.job = process.start(common.command(self.words), item.job), nil
       report(self, item.key, item.process:wait())
       item.process = nil
       self.running = self.running - 1

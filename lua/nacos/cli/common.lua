@@ -73,13 +73,11 @@ function common.write(...)
   end
 end
 
----Call fn at TERM and INT, and at HUP unless it is ignored (nohup). A second one of a kind has its default effect.
+---Call fn(name) at every TERM and INT, and HUP unless it is ignored (nohup). Some supervisors send each twice.
 function common.on_end(fn)
   local nacos = require("nacos")
-  nacos.on_signal("TERM", fn)
-  nacos.on_signal("INT", fn)
-  if not common.ignores_hangup() then
-    nacos.on_signal("HUP", fn)
+  for _, name in ipairs { "TERM", "INT", not common.ignores_hangup() and "HUP" or nil } do
+    nacos.on_signal(name, function() fn(name) end, true)
   end
 end
 
@@ -88,6 +86,13 @@ function common.ignores_hangup()
   local status <close> = io.open("/proc/self/status", "r")
   local ignored = status and status:read("a"):match("SigIgn:%s*(%x+)")
   return ignored ~= nil and tonumber(ignored:sub(-1), 16) % 2 == 1 -- HUP is signal 1
+end
+
+---What the words after --exec or -- are: a program and its arguments, one word alone a line for sh.
+---@param words string[]
+---@return string[]|string # as nacos.process takes it
+function common.command(words)
+  return #words == 1 and words[1] or words
 end
 
 ---A line on stderr.
@@ -100,7 +105,7 @@ function common.traceback(err)
   if type(err) ~= "string" and not (getmetatable(err) or {}).__tostring then
     err = "(error object is a " .. type(err) .. " value)"
   end
-  return (debug.traceback(tostring(err), 2):gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*nacos/cli/.*$", ""))
+  return (debug.traceback(tostring(err), 2):gsub("\n\t%[C%]: in function 'xpcall'\n\t[^\n]*nacos/%a+/.*$", ""))
 end
 
 ---Quote for sh.
@@ -108,7 +113,8 @@ function common.quote(text)
   return "'" .. text:gsub("'", "'\\''") .. "'"
 end
 
-local function positive_number(text)
+---A number of seconds on the command line.
+function common.seconds(text)
   local number = tonumber(text)
   if not number or number ~= number or number <= 0 or number == math.huge then
     return nil, "a number of seconds is needed, not '" .. text .. "'"
@@ -136,7 +142,7 @@ local OPTIONS = {
     "User; the password comes from --password-file, NACOS_PASSWORD_FILE, NACOS_PASSWORD, or is asked for" },
   { "--password-file", "FILE", "password_file", "NACOS_PASSWORD_FILE", "File that holds the password" },
   { "--ak", "KEY", "ak", "NACOS_AK", "Access key; its secret key comes from NACOS_SK" },
-  { "--timeout", "SECONDS", "timeout", "NACOS_TIMEOUT", "Give up after so long (default 3)", positive_number },
+  { "--timeout", "SECONDS", "timeout", "NACOS_TIMEOUT", "Give up after so long (default 3)", common.seconds },
   { "--context-path", "PATH", "context_path", "NACOS_CONTEXT_PATH", "Path of the API on the server (default /nacos)" },
   { "--verify", nil, "verify", "NACOS_VERIFY", "Verify the server's certificate; --ca-file turns this on", yes_or_no },
   { "--ca-file", "FILE", "ca_file", "NACOS_CA_FILE", "Certificates to trust (PEM)" },

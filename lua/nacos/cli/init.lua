@@ -11,7 +11,11 @@ local common = require("nacos.cli.common")
 local cli = {}
 
 local COMMANDS = { "get", "set", "rm", "ls", "watch", "register", "deregister", "instances", "services", "subscribe",
-  "run", "repl", "server" }
+  "run", "render", "check", "diff", "test", "status", "why", "history", "rollback", "pin", "unpin", "retry", "repl", "server" }
+
+-- Commands of which everything after the script belongs to the script, and their own options with a value.
+local OF_SCRIPTS = { run = true, check = true, diff = true }
+local WITH_VALUE = { ["--state"] = true, ["--deadline"] = true, ["--log-format"] = true }
 
 local INTERNAL = 70
 
@@ -81,7 +85,7 @@ local function find_command(arg)
   end
 end
 
----Take off what must not be read as options: the words after `command.rest`, or after run's SCRIPT.
+---Take off what must not be read as options: the words after `command.rest`, or after a SCRIPT.
 ---@return string[] words, string[]|nil rest
 local function split(arg)
   local words, rest = {}, nil
@@ -94,10 +98,10 @@ local function split(arg)
   local i = 1
   while arg[i] and not rest do
     words[i] = arg[i]
-    local is_script = name == "run" and i > at and (arg[i]:sub(1, 1) ~= "-" or arg[i] == "-")
+    local is_script = OF_SCRIPTS[name] and i > at and (arg[i]:sub(1, 1) ~= "-" or arg[i] == "-")
     if i > (at or 0) and marker and arg[i] == marker or is_script then
       rest = table.move(arg, i + 1, #arg, 1, {})
-    elseif i > (at or 0) and common.takes_value(arg[i]) then
+    elseif i > (at or 0) and (common.takes_value(arg[i]) or OF_SCRIPTS[name] and WITH_VALUE[arg[i]]) then
       i = i + 1
       words[i] = arg[i]
     end

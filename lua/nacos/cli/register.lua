@@ -89,23 +89,6 @@ local function insist(client, instance_wanted, state)
   return false
 end
 
----Give every TERM, INT and HUP to the command.
-local function forward(child)
-  local nacos = require("nacos")
-  local function arm(name)
-    nacos.on_signal(name, function()
-      arm(name)
-      child.signalled = true
-      child:kill(name)
-    end)
-  end
-  arm("TERM")
-  arm("INT")
-  if not common.ignores_hangup() then
-    arm("HUP")
-  end
-end
-
 ---Wait for the command. @return integer code
 local function wait_for(child, words)
   local code, why = child:wait()
@@ -148,8 +131,11 @@ function register.run(args, settings)
 
   local child
   if args.rest then
-    child = process.start(args.rest)
-    forward(child)
+    common.on_end(function(name) -- before the start: no signal may come in between
+      child.signalled = true
+      child:kill(name)
+    end)
+    child = process.start(common.command(args.rest))
     nacos.spawn(function()
       code = wait_for(child, args.rest)
       finish()
