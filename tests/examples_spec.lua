@@ -1,6 +1,7 @@
 --- The scripts in scripts/ do what they say.
 
 local support = require("support")
+local uv = require("luv")
 
 local scripts = support.root .. "/scripts/"
 local server
@@ -89,7 +90,7 @@ describe("render-agent.lua", function()
     support.write(output, "12")
     local process = agent({ "render-agent.lua", folder .. "/t", output, "echo applied" })
     eventually(process, "no complaint", function()
-      return process:stderr():find("render%-agent: .-:1: configuration 'rb2' .- does not exist")
+      return process:stderr():find("render%-agent: .-:1: configuration 'rb2'.- does not exist")
     end)
     publish("rb2", "2") -- what was missing appears
     publish("rb", "3")
@@ -97,7 +98,7 @@ describe("render-agent.lua", function()
     eventually_prints(process, "applied")
     remove("rb")
     eventually(process, "no complaint", function()
-      return process:stderr():find("configuration 'rb' .- does not exist")
+      return process:stderr():find("configuration 'rb'.- does not exist")
     end)
     assert.equal("32", support.read(output))
     assert.equal(0, process:stop())
@@ -176,8 +177,8 @@ describe("namespaces.lua", function()
 end)
 
 ---Register an instance; it stays until the process is stopped.
-local function register(service, port)
-  local process = support.start({ support.lunacos, "register", service, "--ip", "10.0.0.1", "--port", tostring(port),
+local function register(service, port, ip)
+  local process = support.start({ support.lunacos, "register", service, "--ip", ip or "10.0.0.1", "--port", tostring(port),
     "--weight", "2", "-s", server.address })
   eventually(process, "not registered", function()
     return process:stderr():find("registered " .. service, 1, true)
@@ -221,6 +222,106 @@ describe("nginx-upstream.lua", function()
   end)
 end)
 
+---Run an example that declares something: it has a state.
+local function keeper(...)
+  return support.start({ support.lunacos, "run", "-s", server.address, ... }, {
+    env = { LUNACOS_STATE = support.tmpdir(), PATH = os.getenv("PATH") .. ":/usr/sbin" }, -- nginx is not in everybody's PATH
+  })
+end
+
+describe("nginx-agent.lua", function()
+  local nginx
+
+  after_each(function()
+    if nginx then -- its workers would outlive it if it were killed
+      nginx:stop()
+    end
+  end)
+
+  it("keeps nginx in step with a service, and what nginx refuses away from it", function()
+    local folder, port = support.tmpdir(), {}
+    for i = 1, 2 do
+      local socket = uv.new_tcp()
+      socket:bind("127.0.0.1", 0)
+      port[i] = socket:getsockname().port
+      socket:close()
+      uv.run("nowait")
+    end
+    local function settings(listen, timeout)
+      publish("store.json", ('{"listen": "127.0.0.1:%d", "timeout": "%s"}'):format(listen, timeout))
+    end
+    local function answers(listen) -- what is behind nginx is the server of this spec
+      return support.http("GET", ("http://127.0.0.1:%d/nacos/v1/ns/operator/metrics"):format(listen)) == 200
+    end
+    settings(port[1], "5s")
+    local process = keeper(scripts .. "nginx-agent.lua", "store", folder)
+    eventually(process, "nothing is missed", function()
+      return process:stderr():find("min_instances is 1", 1, true)
+    end)
+    local instance = register("store", server.port, "127.0.0.1")
+    eventually(process, "no file", function()
+      return support.read(folder .. "/nginx.conf")
+    end)
+    nginx = support.start { "/usr/sbin/nginx", "-p", folder, "-e", "stderr", "-c", "nginx.conf", "-g", "daemon off;" }
+    eventually(process, "nginx does not answer", function()
+      return answers(port[1])
+    end)
+    settings(port[2], "5s")
+    eventually(process, "nginx was not reloaded", function()
+      return answers(port[2])
+    end)
+    local good = support.read(folder .. "/nginx.conf")
+    settings(port[2], "soon")
+    eventually(process, "not refused", function()
+      return process:stderr():find('"proxy_read_timeout" directive invalid value', 1, true)
+        and process:stderr():find("rejected, the old file stays", 1, true)
+    end)
+    assert.equal(good, support.read(folder .. "/nginx.conf"))
+    assert.is_true(answers(port[2]))
+    process:signal("TERM")
+    assert.equal(0, process:wait(3))
+    assert.equal(0, instance:stop())
+  end)
+end)
+
+describe("sidecar-agent.lua", function()
+  -- What it runs: notes what is in the file, at its start and at HUP.
+  local PROGRAM = [[
+note() { cat "$1" >>"$2"; }
+trap 'note "$@"' HUP
+trap 'echo " ended" >>"$2"; exit 0' TERM
+echo $$ >"$2.pid"
+note "$@"
+until grep -q enough "$1"; do sleep 0.05; done
+]]
+
+  it("starts the program, tells it of changes, starts it again, and ends with it", function()
+    local file, notes = support.tmpdir() .. "/app.conf", support.tmpdir() .. "/notes"
+    publish("sidecar", "one")
+    local words = { "--exec", scripts .. "sidecar-agent.lua", "sidecar", file, "sh", "-c", PROGRAM, "sh", file, notes }
+    local process = keeper(table.unpack(words))
+    local function eventually_noted(text)
+      eventually(process, "not noted: " .. text, function()
+        return support.read(notes) == text
+      end)
+    end
+    eventually_noted("one")
+    assert.equal("600\n", select(2, support.run { "stat", "-c", "%a", file }))
+    publish("sidecar", "two")
+    eventually_noted("onetwo")
+    os.execute("kill -9 " .. support.read(notes .. ".pid"))
+    eventually_noted("onetwotwo")
+    process:signal("TERM")
+    assert.equal(0, process:wait(5))
+    assert.equal("onetwotwo ended\n", support.read(notes))
+
+    process = keeper(table.unpack(words))
+    eventually_noted("onetwotwo ended\ntwo")
+    publish("sidecar", "enough")
+    assert.equal(0, process:wait(5))
+  end)
+end)
+
 describe("game-server.lua", function()
   local function instances()
     return select(2, support.run({ support.lunacos, "instances", "arena", "-s", server.address }))
@@ -256,6 +357,6 @@ describe("every example", function()
       assert(lines <= 40, path .. " has " .. lines .. " lines")
       count = count + 1
     end
-    assert(count >= 6)
+    assert(count >= 8)
   end)
 end)

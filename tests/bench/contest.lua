@@ -118,6 +118,13 @@ contest.lunacos = {
   end,
 }
 
+---An agent that keeps `count` files in a folder, see agent.lua. Its log goes to a file, as systemd would have it.
+---@param pulling_timeout string|nil
+function contest.agent(server, group, files, count, pulling_timeout)
+  return process.start({ "sh", "-c", 'exec "$@" 2>agent.log', "sh", build .. "/lunacos", "run", "-s", server.address, "-g", group,
+    "--state", "state", root .. "/tests/bench/agent.lua", files, tostring(count), pulling_timeout }, { cwd = folder() })
+end
+
 contest.limit = {
   name = "curl",
   start = function(mode, server, group, ...)

@@ -534,6 +534,82 @@ function figures.templates(run)
   end
 end
 
-figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "idle", "services", "beats", "lists" }
+-- ---- agents ------------------------------------------------------------------------------------------------------------------
+
+---Note when files appear in a folder under their names.
+local function follow_files(folder)
+  local seen, handle = {}, uv.new_fs_event()
+  function seen.again()
+    seen.names, seen.n = {}, 0
+  end
+  seen.again()
+  handle:start(folder, {}, function(_, name)
+    if name and name:find("^file%-") and not seen.names[name] then
+      seen.names[name], seen.n, seen.last = true, seen.n + 1, uv.hrtime()
+    end
+  end)
+  return seen
+end
+
+local function until_renamed(it)
+  assert(process.wait(function()
+    return it.seen.n == it.files
+  end, 60), "an agent has not written its files")
+end
+
+function figures.agent(run)
+  run.server:publish_all("FILE", 1, "init")
+  local plain = { keys = 1, group = "FILE", process = limit.start("watch", run.server, "FILE", "0", contest.folder() .. "/file") }
+  plain.process:expect("^ready", 30)
+  local floor, all = {}, {}
+  for i, files in ipairs { 1, 100, 1000 } do
+    local it = { files = files, folder = contest.folder(), server = contest.server(true), list = {} }
+    it.server:publish_all("AGENT", files + 1, "init")
+    it.seen = follow_files(it.folder)
+    it.process = contest.agent(it.server, "AGENT", it.folder, files, run.pulling_timeout)
+    until_renamed(it)
+    it.started = it.seen.last - it.process.started
+    all[i] = it
+  end
+  process.sleep(1) -- until the snapshots are written
+  for round = 1, run.rounds do
+    floor[round] = one_change(run, plain, "f" .. round, 30)
+    for _, it in ipairs(all) do
+      it.seen.again()
+      it.server:publish("AGENT", 0, "a" .. round)
+      until_renamed(it)
+      local file = process.slurp(it.folder .. "/file-1")
+      local sent, tag = file:match("\n(%d+)%.([^.]*)")
+      assert(tag == "a" .. round, "a file is not of the last change")
+      it.list[round] = it.seen.last - sent
+      it.server:published()
+      process.sleep(0.3)
+    end
+  end
+  for _, it in ipairs(all) do
+    row(run, ("agent: 1 change → %d file%s recorded and renamed"):format(it.files, it.files == 1 and "" or "s"), ns,
+      { lunacos = median(it.list), curl = it.files == 1 and median(floor) or nil })
+  end
+  process.sleep(2)
+  for _, it in ipairs(all) do
+    it.server:count()
+  end
+  process.sleep(run.window)
+  for _, it in ipairs(all) do
+    if it.files > 1 then
+      local _, requests = it.server:counted()
+      local u = it.process:usage()
+      run.add { figure = ("agent, %d templates: memory, threads, sockets"):format(it.files),
+        lunacos = ("%s, %d, %d"):format(mib(u.rss), u.threads, u.sockets) }
+      run.add { figure = "… requests in an idle minute", lunacos = count(requests * 60 / run.window) }
+      run.add { figure = "… start of the process → all files on disk", lunacos = ns(it.started) }
+    end
+    it.process:stop()
+    it.server:stop()
+  end
+  plain.process:stop()
+end
+
+figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "agent", "idle", "services", "beats", "lists" }
 
 return figures
