@@ -72,7 +72,8 @@ describe("the README", function()
         elseif runs_on(line) then
           local process = support.start(command, { cwd = folder, env = env })
           support.eventually(function()
-            return process:stdout() ~= "" or support.read(folder .. "/app.copy") or support.read(folder .. "/web.json"),
+            return process:stdout() ~= "" or support.read(folder .. "/app.copy") or support.read(folder .. "/web.json")
+              or process:stderr():find("reload: app.conf is new", 1, true),
               line .. ": " .. process:stderr()
           end, 20)
           process:signal("TERM")
@@ -90,7 +91,8 @@ describe("the README", function()
       assert.equal(0, process:wait())
     end
     assert.is_true(count > 20)
-    assert.equal("workers 4\n", support.read(folder .. "/app.conf"))
+    assert.equal("# written by lunacos, do not edit\nworkers 4\n", support.read(folder .. "/app.conf"))
+    assert.equal("workers 4\n", support.read(folder .. "/other.conf"))
   end)
 
   it("shows Lua that works", function()
@@ -102,7 +104,7 @@ describe("the README", function()
     local path = { LUA_PATH = package.path, LUA_CPATH = package.cpath, NACOS_SERVER = server.address }
     local count = 0
     for i, block in ipairs(blocks("lua")) do
-      if not block:find("^%-%- agent.lua") then
+      if not block:find('require "nacos.agent"', 1, true) then
         count = count + 1
         local file = ("%s/block%d.lua"):format(folder, i)
         support.write(file, prelude .. block)
@@ -118,7 +120,8 @@ describe("the README", function()
       ["client.lua"] = "Client:", ["naming.lua"] = "Client:", ["scheduler.lua"] = "scheduler.", ["init.lua"] = "nacos.",
     } do
       local source = support.read(support.root .. "/lua/nacos/" .. file)
-      local internal = { engine = true, await = true, await_all = true, handle = true, keep = true }
+      local internal = { engine = true, await = true, await_all = true, handle = true, keep = true, listen = true, on_slow = true,
+        task = true, park = true, wake = true, luv = true, observe_config = true, observe_service = true }
       local before = ""
       for line in source:gmatch("[^\n]*") do
         local name = line:match("^function " .. of:gsub("%p", "%%%0") .. "([%w_]+)")
@@ -142,6 +145,18 @@ describe("the README", function()
       assert.is_truthy(readme:find("`" .. name .. "`", 1, true), "the README does not name the option " .. name)
     end
     assert.is_true(count >= 25)
+  end)
+end)
+
+describe("the table of faults", function()
+  it("is the one whose rows are tested", function()
+    local spec = support.read(support.root .. "/tests/agent_faults_spec.lua")
+    local rows = assert(load("return " .. spec:match("local FAULTS = (%b{})")))()
+    for _, row in ipairs(rows) do
+      local line = ("| %s | %s | %s | %s |"):format(row.fault, row.kept, row.retried, row.seen)
+      assert.is_truthy(readme:find(line, 1, true), "not in the README: " .. line)
+    end
+    assert.is_true(#rows > 25)
   end)
 end)
 

@@ -14,7 +14,6 @@
 --   support.eventually(fn [, seconds=5]) -> what fn returned; fails with fn's last answer when it never came true
 --   support.tmpdir() -> path, removed when the run ends     support.write(path, text)  support.read(path) -> text|nil
 --   support.q(text) -> text quoted for sh
---   support.fd_count() -> descriptors this process holds open
 -- `cmd` is a string for sh, or a list of arguments.
 
 local json = require "cjson.safe"
@@ -294,10 +293,6 @@ end
 
 function Server:expire()
   return self:call("POST", "expire", "")
-end
-
-function support.fd_count()
-  return tonumber(slurp("ls /proc/" .. uv.os_getpid() .. "/fd | wc -l"))
 end
 
 package.loaded["support"] = support
