@@ -43,7 +43,7 @@ describe("the README", function()
     folder = support.tmpdir()
     env = { NACOS_SERVER = server.address, PATH = support.build .. ":" .. os.getenv("PATH") }
     for _, block in ipairs(blocks("lua")) do
-      local name = block:match("^%-%- (%w+%.lua)\n")
+      local name = block:match("^%-%- ([%w_]+%.lua)\n")
       if name then
         support.write(folder .. "/" .. name, block)
       end
@@ -104,7 +104,7 @@ describe("the README", function()
     local path = { LUA_PATH = package.path, LUA_CPATH = package.cpath, NACOS_SERVER = server.address }
     local count = 0
     for i, block in ipairs(blocks("lua")) do
-      if not block:find('require "nacos.agent"', 1, true) then
+      if not block:find('require "nacos.agent"', 1, true) and not block:find("^%-%- [%w_]+_spec%.lua\n") then
         count = count + 1
         local file = ("%s/block%d.lua"):format(folder, i)
         support.write(file, prelude .. block)

@@ -633,10 +633,11 @@ local function apply(self, wanted)
     self:become("due", ("the reload waits: at most one in %g s"):format(def.reload_interval), "debug")
     return false
   end
-  -- once for each content, also when the reload has to be tried again
-  if def.splay and self.splayed ~= wanted.hash and not self.insist and not self.agent.once then
-    self.splayed = wanted.hash
-    self.next_try = now() + math.random() * def.splay
+  if def.splay and self.splayed ~= wanted.hash then -- once for each content, also when the reload has to be tried again
+    self.splayed, self.splay_end = wanted.hash, now() + math.random() * def.splay
+  end
+  if def.splay and now() < self.splay_end and not self.insist and not self.agent.once then
+    self.next_try = self.splay_end
     self:become("due", "the reload waits for its splay", "debug")
     return false
   end
