@@ -806,6 +806,14 @@ describe("agent.process", function()
     assert.equal(1, box:run([[ agent.file { path = "out", template = "x" } ]], { args = { "--exec" } }))
     assert.matches("%-%-exec needs exactly one process, the script declares 0", box:log())
   end)
+
+  case("gets QUIT with --exec, and its exit code for that is the agent's", function(box)
+    box:start([[ agent.process { name = "api", restart = "no",
+      command = "trap 'exit 3' QUIT; touch up; while :; do sleep 0.05; done" } ]], { args = { "--exec" } })
+    box:eventually(function() return box:read "up" end)
+    box:signal "QUIT"
+    assert.equal(3, box.process:wait(10))
+  end)
 end)
 
 describe("agent.service", function()

@@ -41,7 +41,7 @@ function run.setup(parser)
     parser:option("--deadline"):argname("SECONDS"):convert(agent.seconds):description(
       "With --once and --dry-run: give up after so long (default 60)"),
     parser:flag("--dry-run"):description("Only tell what --once would write"),
-    parser:flag("--exec"):description("The agent ends when its one process does, with its exit code"),
+    parser:flag("--exec"):description("The agent ends when its one process does, with its exit code; QUIT and WINCH go to it"),
     parser:option("--log-format"):argname("text|json"):choices({ "text", "json" }):description("Lines of the log (default text)"),
   }
 end
