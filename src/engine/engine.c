@@ -571,8 +571,9 @@ static void on_signal(uv_signal_t *uv, int signum)
 {
     (void)signum;
     struct sigwatch *s = uv->data;
+    bool stays = s->event->slot; /* else it is the host's from now on */
     engine_ready(s->engine, s->event);
-    if (s->event->slot)
+    if (stays)
         return;
     s->event = NULL;
     end_sigwatch(s);
