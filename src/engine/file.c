@@ -204,3 +204,13 @@ bool file_mkdirs(const char *dir, char *why, size_t why_size)
         snprintf(why, why_size, "cannot make the folder %s: %m", dir);
     return ok;
 }
+
+int file_copy_fd(int fd)
+{
+    return fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+}
+
+__attribute__((noinline)) void file_close_copy(int fd)
+{
+    close(fd);
+}

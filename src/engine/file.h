@@ -26,6 +26,11 @@ struct file_attr {
  *  leaves `.lunacos-PID-N.tmp`, which nobody reads. */
 bool file_replace(const char *path, const void *data, size_t len, const struct file_attr *attr, char *why, size_t why_size);
 
+/** A copy of a descriptor, close-on-exec and above the standard ones; -1 and errno. */
+int file_copy_fd(int fd);
+/** Closes a copy, or a file without a name. The thread sanitizer has not seen these being made: see scripts/test. */
+void file_close_copy(int fd);
+
 /** mkdir -p, mode 0755 less the umask. */
 bool file_mkdirs(const char *dir, char *why, size_t why_size);
 

@@ -1,11 +1,10 @@
 #include "engine/poll.h"
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/engine.h"
+#include "engine/file.h"
 
 struct poll {
     struct job job;
@@ -19,7 +18,7 @@ struct poll {
 static void poll_free(struct poll *p)
 {
     event_free(p->event);
-    close(p->fd);
+    file_close_copy(p->fd);
     free(p);
 }
 
@@ -83,7 +82,7 @@ uint64_t nacos_readable(nacos_engine *e, int fd)
     p->job.run = watch;
     p->engine = e;
     p->event = event_new(engine_next_id(e), NACOS_EVENT_READABLE);
-    p->fd = p->event ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : -1;
+    p->fd = p->event ? file_copy_fd(fd) : -1;
     if (p->fd < 0) {
         event_free(p->event);
         free(p);

@@ -1,7 +1,6 @@
 #include "engine/process.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <grp.h>
 #include <pwd.h>
 #include <signal.h>
@@ -14,6 +13,7 @@
 #include <unistd.h>
 
 #include "engine/engine.h"
+#include "engine/file.h"
 
 /* The 16-bit calls of old have these names where both exist. */
 #ifndef SYS_setresuid32
@@ -75,7 +75,7 @@ static void process_free(struct process *p)
 {
     event_free(p->event);
     if (p->output > 0)
-        close(p->output);
+        file_close_copy(p->output);
     free(p->input);
     free(p->cwd);
     free(p->who);
@@ -228,11 +228,11 @@ static void start(struct job *job)
     if (problem && !p->who && p->cwd && access(p->cwd, X_OK))
         what = "its folder: ";
     if (input >= 0)
-        close(input);
+        file_close_copy(input);
     free(p->input);
     p->input = NULL;
     if (p->output > 0)
-        close(p->output); /* so that the last one who has it is the child */
+        file_close_copy(p->output); /* so that the last one who has it is the child */
     p->output = 0;
     if (problem) {
         set_problem(p, problem, what);
@@ -428,7 +428,7 @@ uint64_t nacos_spawn(nacos_engine *e, const nacos_command *c)
     p->input = c->input ? malloc(c->input_len + 1) : NULL; /* an empty one is not NULL */
     p->cwd = c->cwd ? strdup(c->cwd) : NULL;
     p->who = as_we_are(c->user) ? NULL : look_up(c->user);
-    p->output = c->output > 0 ? fcntl(c->output, F_DUPFD_CLOEXEC, 3) : c->output;
+    p->output = c->output > 0 ? file_copy_fd(c->output) : c->output;
     if (!p->event || !p->argv || !p->env || (c->input && !p->input) || (c->cwd && !p->cwd) || (!as_we_are(c->user) && !p->who) ||
         (c->output > 0 && p->output < 0)) {
         process_free(p);
