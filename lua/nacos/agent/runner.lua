@@ -104,7 +104,8 @@ local function let_go(self, item, after)
 end
 
 ---Everything of a list that is not in the other, by name, is stopped and taken out.
-local function drop(self, running, wanted)
+---@param leave nil|fun(self, item) # default let_go()
+local function drop(self, running, wanted, leave)
   local names = {}
   for _, def in ipairs(wanted) do
     names[def.name] = true
@@ -112,8 +113,8 @@ local function drop(self, running, wanted)
   for name, item in pairs(running) do
     if not names[name] then
       running[name] = nil
-      let_go(self, item)
-      log.info(name, "no longer declared")
+      log.info(name, "no longer declared");
+      (leave or let_go)(self, item)
     end
   end
 end
@@ -230,17 +231,7 @@ local function until_gone(self, name)
 end
 
 local function keep_targets(self, definitions)
-  local names = {}
-  for _, def in ipairs(definitions.targets) do
-    names[def.name] = true
-  end
-  for name, old in pairs(self.targets) do
-    if not names[name] then
-      self.targets[name] = nil
-      log.info(name, "no longer declared")
-      leave_target(self, old)
-    end
-  end
+  drop(self, self.targets, definitions.targets, leave_target)
   for _, def in ipairs(definitions.targets) do
     local present = self.targets[def.name]
     if present then

@@ -126,25 +126,16 @@ function agent.run_options(args, settings, scripts)
   }
 end
 
----Load the scripts and do something with what they declare, without running an agent; in nacos.run().
----@param fn fun(runner: table, definitions: nacos.agent.Definitions, opts: nacos.agent.RunOptions): integer # the exit code
+---Run fn as a task and pass on what it returns or raises.
+---@param fn fun(): integer # the exit code
+---@param handler nil|fun(err: any): any # of xpcall
 ---@return integer code
-function agent.with_definitions(args, settings, fn)
+function agent.in_task(fn, handler)
   local nacos = require("nacos")
-  local runner, scripts = require("nacos.agent.runner"), require("nacos.agent.scripts")
-  agent.set_globals(args, settings)
-  local opts = agent.run_options(args, settings)
-  local code, failure = common.DONE, nil
+  local code, failure
   nacos.run(function()
-    local definitions, problem = scripts.load(opts.scripts, opts.args, opts.traceback)
-    local ok, result
-    if definitions then
-      ok, result = pcall(fn, runner, definitions, opts)
-    end
-    if not definitions then
-      common.note(tostring(problem))
-      code = common.NOT_FOUND
-    elseif ok then
+    local ok, result = xpcall(fn, handler or function(err) return err end)
+    if ok then
       code = result
     else
       failure = result
@@ -155,6 +146,44 @@ function agent.with_definitions(args, settings, fn)
     error(failure, 0)
   end
   return code
+end
+
+---Load the scripts and do something with what they declare, without running an agent; in nacos.run().
+---@param fn fun(runner: table, definitions: nacos.agent.Definitions, opts: nacos.agent.RunOptions): integer # the exit code
+---@return integer code
+function agent.with_definitions(args, settings, fn)
+  local runner, scripts = require("nacos.agent.runner"), require("nacos.agent.scripts")
+  agent.set_globals(args, settings)
+  local opts = agent.run_options(args, settings)
+  return agent.in_task(function()
+    local definitions, problem = scripts.load(opts.scripts, opts.args, opts.traceback)
+    if definitions then
+      return fn(runner, definitions, opts)
+    end
+    common.note(tostring(problem))
+    return common.NOT_FOUND
+  end)
+end
+
+---What the scripts want of the disk, file by file; a target of which it cannot be said is told.
+---@param tell fun(file: table): integer # see nacos.agent.Target.plan; an exit code
+---@return integer code # the largest
+function agent.each_planned(args, settings, tell)
+  return agent.with_definitions(args, settings, function(runner, definitions, opts)
+    local code = common.DONE
+    for _, entry in ipairs(runner.look(definitions, opts, function(target)
+      return target:plan()
+    end)) do
+      if not entry.result then
+        common.note(("%s: %s"):format(entry.name, entry.problem))
+        code = math.max(code, entry.state == "waiting" and common.UNAVAILABLE or common.REFUSED)
+      end
+      for _, file in ipairs(entry.result or {}) do
+        code = math.max(code, tell(file))
+      end
+    end
+    return code
+  end)
 end
 
 return agent

@@ -27,34 +27,19 @@ end
 
 local WOULD_CHANGE = 2
 
----@return boolean same
+---@return integer code
 local function show(file)
   if file.same then
-    return true
+    return common.DONE
   end
-  local same = look.diff(file.old and file.to.path or nil, file.new, file.path)
-  if same then
+  if look.diff(file.old and file.to.path or nil, file.new, file.path) then
     common.write(("%s: only its mode or owner would change\n"):format(file.path))
   end
-  return false
+  return WOULD_CHANGE
 end
 
 function diff.run(args, settings)
-  return agent.with_definitions(args, settings, function(runner, definitions, opts)
-    local code = common.DONE
-    for _, entry in ipairs(runner.look(definitions, opts, function(target)
-      return target:plan()
-    end)) do
-      if not entry.result then
-        common.note(("%s: %s"):format(entry.name, entry.problem))
-        code = math.max(code, entry.state == "waiting" and common.UNAVAILABLE or common.REFUSED)
-      end
-      for _, file in ipairs(entry.result or {}) do
-        code = show(file) and code or math.max(code, WOULD_CHANGE)
-      end
-    end
-    return code
-  end)
+  return agent.each_planned(args, settings, show)
 end
 
 return diff

@@ -5,27 +5,13 @@ local common = require("nacos.cli.common")
 
 local look = {}
 
----Run fn as a task and pass on what it returns or raises.
+---Run fn as a task and pass on what it returns or raises, with a traceback.
 ---@param fn fun(): integer # the exit code
 ---@return integer code
 function look.in_task(fn)
-  local nacos = require("nacos")
-  local code, failure
-  nacos.run(function()
-    local ok, result = xpcall(fn, function(err)
-      return type(err) == "string" and debug.traceback(err, 2) or err
-    end)
-    if ok then
-      code = result
-    else
-      failure = result
-    end
-    nacos.stop()
+  return agent.in_task(fn, function(err)
+    return type(err) == "string" and debug.traceback(err, 2) or err
   end)
-  if failure then
-    error(failure, 0)
-  end
-  return code
 end
 
 ---The state folder of the agent that the command is about, for looking.

@@ -55,20 +55,9 @@ local function close_at_exit()
 end
 
 ---Tell what would be written. @return integer code
-local function tell_plan(runner, definitions, opts)
-  local code = common.DONE
-  for _, entry in ipairs(runner.look(definitions, opts, function(target)
-    return target:plan()
-  end)) do
-    if not entry.result then
-      common.note(("%s: %s"):format(entry.name, entry.problem))
-      code = math.max(code, entry.state == "waiting" and common.UNAVAILABLE or common.REFUSED)
-    end
-    for _, file in ipairs(entry.result or {}) do
-      common.write(("%s\t%s\n"):format(file.same and "same" or file.old and "change" or "new", file.path))
-    end
-  end
-  return code
+local function tell_planned(file)
+  common.write(("%s\t%s\n"):format(file.same and "same" or file.old and "change" or "new", file.path))
+  return common.DONE
 end
 
 ---Run the scripts and keep what they declare. @return integer code
@@ -114,7 +103,7 @@ end
 
 function run.run(args, settings)
   if args.dry_run then
-    return agent.with_definitions(args, settings, tell_plan)
+    return agent.each_planned(args, settings, tell_planned)
   end
   agent.set_globals(args, settings)
   local opts = agent.run_options(args, settings)
