@@ -15,6 +15,9 @@
 #define QUICK_MAX_MS 30000
 #define PROBE_MS 5000
 #define REARM_MS 2 /* the reads of what changed go before the rest of the batch, which is long */
+/* Servers compare the md5s first and note the poll as one to be answered later, on another thread: a change between the two is told
+ * by no poll but the next. Changes come in flocks, so the poll after one is as short as servers allow. */
+#define HOLD_AFTER_CHANGE_MS 10000
 
 struct batch {
     struct longpoll *l;
@@ -25,6 +28,7 @@ struct batch {
     struct timer timer; /* set while it pauses */
     int64_t sent;
     bool probe;  /* sent with "do not hold", after a failure of the server or of a read */
+    bool lively; /* the answer before told of a change */
     int quick;   /* quick answers in a row */
     int changed; /* in the answer being read */
 };
@@ -211,6 +215,7 @@ static void answered(struct batch *b, const struct http_response *r, const char 
         return;
     }
     b->quick = 0;
+    b->lively = b->changed > 0;
     struct batch *other = b->changed == 0 && !probe ? room_for(b) : NULL;
     if (other) {
         dissolve(other);
@@ -266,11 +271,12 @@ static void send_batch(struct batch *b)
     b->probe = l->failures > 0;
     for (struct nacos_watch *w = b->watches; w; w = w->next)
         b->probe |= w->failures > 0; /* its last read failed: whether its value still holds should be known now, not in 30 s */
-    c->protocol->listen(&q, c->ns, c->poll_timeout_ms, b->probe);
+    int64_t hold = b->lively && c->poll_timeout_ms > HOLD_AFTER_CHANGE_MS ? HOLD_AFTER_CHANGE_MS : c->poll_timeout_ms;
+    c->protocol->listen(&q, c->ns, hold, b->probe);
     for (struct nacos_watch *w = b->watches; w; w = w->next)
         c->protocol->listen_add(&q, &w->key, w->poll_md5);
     b->sent = now_ms();
-    b->poll = request_start(c, &q, b->probe ? PROBE_MS : c->poll_timeout_ms, poll_ended, b);
+    b->poll = request_start(c, &q, b->probe ? PROBE_MS : hold, poll_ended, b);
     if (!b->poll)
         pause_batch(b, 1000);
     count_polls(l);
