@@ -289,13 +289,13 @@ describe("an outage of " .. target.name, function()
       target.arrives(seen[i], "new " .. i, 40)
     end
     for i = 51, 60 do
-      target.arrives(seen[i], nil, 10)
+      target.arrives(seen[i], nil, 40)
     end
     local wrong = {}
     for i = 61, COUNT do
       local now = read(publisher, "key-" .. i, group) -- the embedded server forgets everything, a real one nothing
       assert.are.equal(target.real and "old " .. i or nil, now)
-      if not pcall(target.arrives, seen[i], now, 10) then
+      if not pcall(target.arrives, seen[i], now, 40) then
         wrong[#wrong + 1] = i
       end
     end
