@@ -200,6 +200,22 @@ describe("a login", function()
     lab.together(table.unpack(tries))
   end)
 
+  it("is tried again by the first call after an outage", function()
+    local down = start("p&ss=wörd")
+    local client = client_of(down, { no_snapshot = true })
+    down:kill9()
+    for _ = 1, 4 do -- each fails, and so the next login by itself is 2 s away
+      local content, err = client:get_config("there")
+      assert.is_nil(content)
+      assert.equal("unavailable", err.code)
+    end
+    local up = start("p&ss=wörd", "--port", tostring(down.port))
+    local content, err = client:get_config("there")
+    up:stop()
+    assert.is_nil(content)
+    assert.equal("not_found", err.code)
+  end)
+
   it("goes to the next server when one is down", function()
     local client = client_of("127.0.0.1:1," .. server.address)
     for _ = 1, 4 do

@@ -10,6 +10,7 @@
 #define LOGIN_SHARE_MS 1500 /* while other servers are left to ask */
 #define RETRY_MIN_MS 500
 #define RETRY_MAX_MS 2000
+#define ASKED_MS 100 /* the least between two rounds when somebody wants the token */
 #define REFUSED_MAX_MS 30000
 #define PATIENCE_MS 15000     /* a server that just started answers 500 so long (2.3.2: 5 s, 3.1.0: up to 15 s) */
 #define RELOGIN_PAUSE_MS 1000 /* a 403 right after a login that a 403 asked for is not about the token */
@@ -98,9 +99,14 @@ enum auth_state auth_token(struct auth *a, const char **token, uint64_t *generat
     }
     if (a->running || patient(a))
         return AUTH_WAIT;
-    if (now_ms() < a->retry_at)
+    if (now_ms() >= a->retry_at) {
+        start_round(a);
+    } else if (a->error.code == NACOS_UNAVAILABLE) { /* that no server answered then says nothing about now */
+        int64_t pause = a->ended + ASKED_MS - now_ms();
+        timer_set(&a->client->engine->timers, &a->timer, pause > 0 ? pause : 0, start_round, a);
+    } else {
         return AUTH_FAILED;
-    start_round(a);
+    }
     return AUTH_WAIT;
 }
 
@@ -210,7 +216,8 @@ static void round_failed(struct auth *a, const nacos_error *err)
     int64_t pause = (int64_t)RETRY_MIN_MS << (a->failures < 6 ? a->failures : 6);
     int64_t most = patient(a) ? RETRY_MIN_MS : a->error.code == NACOS_FORBIDDEN ? REFUSED_MAX_MS : RETRY_MAX_MS;
     a->failures++;
-    a->retry_at = now_ms() + (pause < most ? pause : most);
+    a->ended = now_ms();
+    a->retry_at = a->ended + (pause < most ? pause : most);
     log_write(c->log, first || (was_patient && !patient(a)) ? LOG_WARN : LOG_DEBUG, "%s", a->error.message);
     timer_set(&c->engine->timers, &a->timer, a->retry_at - now_ms(), start_round, a);
     if (!patient(a))

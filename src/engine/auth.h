@@ -40,7 +40,8 @@ struct auth {
 
     int failures;          /* rounds in a row */
     int64_t patient_since; /* the first of the rounds that ended with 500; 0: none */
-    int64_t retry_at;      /* until then `error` answers everybody, unless patient */
+    int64_t ended;         /* the last round that failed */
+    int64_t retry_at;      /* until then `error` answers everybody, unless patient or no server had answered */
     nacos_error error;
     struct timer timer; /* the next round: renewal, or after a failure */
 
