@@ -90,6 +90,46 @@ describe("a watch", function()
     assert.equal(7, seen.n)
   end)
 
+  it("polls briefly after a change, for others that a server may have forgotten between two polls", function()
+    local client, ids = lab.client(server), {}
+    for i = 1, 20 do
+      ids[i] = item("1")
+    end
+    for _, id in ipairs(ids) do
+      client:add_config_watcher(id, nil, function() end)
+    end
+    ---The polls that name an item: how long the server may hold each, in ms; and the last of them.
+    local function polls_of(id)
+      local holds, last = {}, nil
+      for _, request in ipairs(lab.requests(server, lab.LISTENER)) do
+        local lines = lab.form(request.body)["Listening-Configs"]
+        if lines:find(id .. "\2", 1, true) then
+          holds[#holds + 1], last = lab.header(request, "Long-Pulling-Timeout"), lines
+        end
+      end
+      return table.concat(holds, " "), last
+    end
+    for _, id in ipairs(ids) do
+      until_armed(client, id)
+    end
+    -- two of one poll
+    local changing, other
+    for _, id in ipairs(ids) do
+      local _, lines = polls_of(id)
+      changing, other = lines:match("^([^\2]+)\2[^\1]*\1([^\2]+)\2")
+      if changing then
+        break
+      end
+    end
+    assert(changing, "each item is in a poll of its own")
+    assert.equal("30000", (polls_of(other)))
+    publish(changing, "2")
+    support.eventually(function()
+      local holds = polls_of(other)
+      return holds == "30000 10000", holds
+    end)
+  end)
+
   it("says nothing of an item that does not exist until it does", function()
     local client, seen, callback = lab.client(server), lab.recorder()
     local id = item()
