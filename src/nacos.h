@@ -1,7 +1,7 @@
 /**
  * nacos.h: the C API of lunacos, a client of the Nacos service registry and configuration centre.
  *
- * The one idea: an *engine* is a thread that does all I/O (HTTP, long polls, logins, snapshots, timers). The host asks it for
+ * The one idea: an *engine* is a thread that does all I/O (HTTP, gRPC, logins, snapshots, timers). The host asks it for
  * things and collects *events*; nothing ever calls back into the host. The Lua binding is one host, a C program may be another.
  *
  *     nacos_engine *e = nacos_engine_new(&err);
@@ -69,6 +69,16 @@ typedef struct nacos_error {
 /** Where a value came from. */
 typedef enum nacos_source { NACOS_FROM_NONE, NACOS_FROM_SERVER, NACOS_FROM_FAILOVER, NACOS_FROM_SNAPSHOT } nacos_source;
 
+/** How the client learned of a value. */
+typedef enum nacos_via {
+    NACOS_VIA_NONE,
+    NACOS_VIA_READ,    /* it was read for itself: the first value; a read after a failure */
+    NACOS_VIA_POLL,    /* a long poll listed it */
+    NACOS_VIA_COMPARE, /* asked again: the md5 (or the list of a service) was another one */
+    NACOS_VIA_PUSH,    /* pushed over gRPC */
+    NACOS_VIA_UDP      /* pushed as a datagram */
+} nacos_via;
+
 typedef enum nacos_event_kind {
     NACOS_EVENT_REPLY,   /* the one answer to a request */
     NACOS_EVENT_CONFIG,  /* a watched configuration: its newest value. May come any number of times */
@@ -86,6 +96,7 @@ typedef struct nacos_value {
     char md5[33];  /* lower-case hex of the bytes; empty when absent */
     char type[24]; /* as the server names it: text json xml yaml html properties toml; empty: unknown */
     nacos_source source;
+    nacos_via via;    /* of watches and followed services; else NONE */
     double confirmed; /* unix seconds: when the server last said that this is the newest value; 0: never */
     char server[128]; /* of a watch: that told the value (or that there is none), as in nacos_error; else empty */
     uint64_t version; /* counts the values of this item; equal versions are equal bytes */
@@ -128,7 +139,7 @@ typedef struct nacos_event {
     uint64_t id; /* of the request, watch, timer, signal, … */
     nacos_event_kind kind;
     nacos_error error;        /* code NACOS_OK unless something failed */
-    nacos_value value;        /* of reads, watches and raw answers; value.source also says where `hosts` came from */
+    nacos_value value;        /* of reads, watches and raw answers; value.source and .via also say where `hosts` came from */
     const nacos_hosts *hosts; /* answers with instances, SERVICE; else NULL */
 
     /* SERVICE */
@@ -243,18 +254,22 @@ typedef struct nacos_options {
     size_t max_response;       /* [16 MiB] bytes */
     int push_port;             /* UDP port for pushes; [any free one]; -1: ask for none */
     const char *push_ip;       /* address that servers shall push to [that of the connection to the server] */
+    const char *protocol; /* "auto", "grpc", "v3" or "v1" ["auto"]: how to speak with the servers; see nacos_status.protocol_why */
+    int grpc_port_offset; /* [1000] the gRPC port is that of the address plus this */
+    int poll_interval_ms; /* [5000] where changes are noticed by comparing md5s (v3 over HTTP): how often each is compared */
 } nacos_options;
 
 /** Makes a client; no I/O happens yet. NULL and `err` (NACOS_INVALID) when an address cannot be parsed. */
 NACOS_API nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err);
 
 /** Changes what may change in a running client: proxies, failover_base, snapshot_base, no_snapshot, log_level, poll_timeout_ms,
- * poll_batch, max_response. All of them are taken from `o`. */
+ * poll_batch, poll_interval_ms, max_response. All of them are taken from `o`. */
 NACOS_API void nacos_client_configure(nacos_client *c, const nacos_options *o);
 
 /** Ends everything of the client: its requests answer NACOS_CLOSED, its watches are gone. Returns within 100 ms, whatever is in
  * flight. The handle is freed. With `deregister` its registered instances are taken out of the server: usually before this returns,
- * else in the background for up to 3 s, for which nacos_engine_free() waits. Without, they expire at the server. */
+ * else in the background for up to 3 s, for which nacos_engine_free() waits. Without, they expire at the server (over gRPC at
+ * once). */
 NACOS_API void nacos_client_close(nacos_client *c, bool deregister);
 
 /** Writes to the client's log. */
@@ -325,7 +340,8 @@ typedef struct nacos_service {
  * deregistered or the client is closed: a beat every `beat_ms` (0: 5000; what the server answers as its interval wins), registered
  * again when the server has forgotten it, without end whatever fails. An interval other than 5000 is told to the server in the
  * metadata `preserved.heart.beat.interval` (with `preserved.heart.beat.timeout` and `preserved.ip.delete.timeout` of 3 and 6
- * intervals if it is longer) unless they are given. Registering the same ip and port in the same service again replaces what was.
+ * intervals if it is longer) unless they are given. Over gRPC instances live as long as the connection: there are no beats, and
+ * each new connection registers all again. Registering the same ip and port in the same service again replaces what was.
  */
 NACOS_API uint64_t nacos_register_instance(nacos_client *c, const nacos_service *s, const nacos_instance *i, int beat_ms,
                                            int timeout_ms);
@@ -384,14 +400,19 @@ NACOS_API void nacos_refollow(nacos_subscription *s, const nacos_follow *how);
 NACOS_API void nacos_unfollow(nacos_subscription *s);
 
 typedef struct nacos_status {
-    char server[128];   /* the one in use */
-    bool connected;     /* the last exchange with a server worked */
-    int watches, polls; /* watched items; long polls held now */
-    int instances;      /* registered here and kept alive */
-    int subscriptions;  /* followed services */
+    char server[128];        /* the one in use */
+    bool connected;          /* the last exchange with a server worked */
+    char protocol[8];        /* "grpc", "v3" or "v1"; empty: not known yet */
+    char protocol_why[300];  /* a sentence: why this one, or why it cannot be had at the moment */
+    char server_version[32]; /* as the server in use names it; empty: not known */
+    bool link;               /* the gRPC stream is up */
+    uint64_t reconnects;     /* times it had to be opened again */
+    int watches, polls;      /* watched items; long polls held now */
+    int instances;           /* registered here and kept alive */
+    int subscriptions;       /* followed services */
     uint64_t requests, failures, logins;
     uint64_t beats, reregistrations; /* beats answered; times a server had forgotten an instance */
-    uint64_t pushes, pushes_dropped; /* datagrams that brought a list; that were forged, broken, old or not asked for */
+    uint64_t pushes, pushes_dropped; /* that brought news, by datagram or stream; that were forged, broken, old or not asked for */
     uint64_t entries_skipped;        /* of instance lists: no instances, or twice */
     nacos_error last_error;
 } nacos_status;

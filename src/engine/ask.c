@@ -11,7 +11,6 @@ static void free_ask(struct ask *a)
 {
     if (a->forget)
         a->forget(a);
-    question_free(&a->question);
     free((char *)a->key.data_id);
     free((char *)a->key.group);
     free((char *)a->key.ns);
@@ -52,14 +51,37 @@ uint64_t ask_post(struct ask *a)
     return id;
 }
 
+static bool word(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    struct ask *a = arg;
+    bool ok = a->word(arg, p, q, err);
+    q->core &= !a->second; /* those words say nothing of what else the server offers */
+    return ok;
+}
+
 void ask_put(struct ask *a, request_done done)
 {
-    struct question q = a->question;
-    a->question = (struct question){0};
     if (!a->deadline)
         a->deadline = now_ms() + a->timeout_ms;
-    if (!request_start(a->client, &q, a->deadline - now_ms(), done, a))
-        done(a, NULL, &no_memory);
+    struct request *r = request_start(a->client, word, a->deadline - now_ms(), done, a);
+    if (!r)
+        done(a, NULL, NULL, &no_memory);
+    else if (a->lasting)
+        request_lasts(r);
+}
+
+const struct protocol *ask_words(const struct ask *a, const struct protocol *p)
+{
+    return a->second ? &protocol_v3 : p;
+}
+
+bool ask_second(struct ask *a, const nacos_error *err, request_done done)
+{
+    if (err->code != NACOS_UNSUPPORTED || a->second || a->client->dialect.now == &protocol_v3)
+        return false;
+    a->second = true;
+    ask_put(a, done);
+    return true;
 }
 
 void ask_reply(struct ask *a, struct value *v, nacos_source source, const nacos_error *err)
@@ -74,9 +96,12 @@ void ask_reply(struct ask *a, struct value *v, nacos_source source, const nacos_
     free_ask(a);
 }
 
-void ask_answered(void *arg, const struct http_response *r, const nacos_error *err)
+void ask_answered(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
-    struct value *v = err->code == NACOS_OK ? value_new(r->body.data, r->body.len, NULL, "") : NULL;
-    ask_reply(arg, v, NACOS_FROM_SERVER, err);
+    nacos_error odd = *err;
+    struct value *v = err->code == NACOS_OK ? question_value(q, r) : NULL;
+    if (err->code == NACOS_OK && !v)
+        judged(q, r, &odd, NACOS_PROTOCOL, VERDICT_ANSWER, "the answer is not what was asked for");
+    ask_reply(arg, v, NACOS_FROM_SERVER, &odd);
     value_unref(v);
 }

@@ -14,8 +14,9 @@ struct ask {
     struct nacos_client *client;
     struct event *event;
     int64_t timeout_ms, deadline; /* the deadline counts from its arrival on the loop */
+    request_word word;            /* what is asked; it gets the ask */
     bool second;                  /* it asks in another way: this server does not offer the first */
-    struct question question;
+    bool lasting;                 /* goes on while the client leaves */
     struct key key;               /* its strings are the ask's */
     void (*forget)(struct ask *); /* frees what the room added; NULL: nothing */
 };
@@ -28,11 +29,15 @@ void *ask_new(struct nacos_client *c, size_t size, void (*run)(struct job *), co
 uint64_t ask_post(struct ask *a);
 /** Gives up one that was not posted. */
 void ask_drop(struct ask *a);
-/** Puts a->question to the servers; `done` gets the ask. */
+/** Puts what a->word says to the servers; `done` gets the ask. */
 void ask_put(struct ask *a, request_done done);
+/** In whose words: `p`, or once ask_second() was true what 3.x has in place of what it dropped. */
+const struct protocol *ask_words(const struct ask *a, const struct protocol *p);
+/** True: the servers do not offer what was asked, and it is asked in the other way, once. */
+bool ask_second(struct ask *a, const nacos_error *err, request_done done);
 /** Answers and ends it. The value may be NULL. */
 void ask_reply(struct ask *a, struct value *v, nacos_source source, const nacos_error *err);
-/** A request_done: answers with the body as it came. */
-void ask_answered(void *arg, const struct http_response *r, const nacos_error *err);
+/** A request_done: answers with what question_value() finds in the answer. */
+void ask_answered(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err);
 
 #endif

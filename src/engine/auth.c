@@ -259,18 +259,19 @@ static void give_up(void *arg)
     round_failed(a, &err);
 }
 
-static void on_login(void *arg, const struct http_response *r, const nacos_error *err);
+static void on_login(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err);
 
 static void send_login(struct auth *a, const char *password)
 {
     struct nacos_client *c = a->client;
     struct question q;
     login_question(&q, paths[(a->path + a->paths_tried) % PATHS], a->username, password);
-    q.lasting = true; /* a client that leaves may need it; auth_free() ends it */
     a->paths_tried++;
     bool others = servers_pick(&c->servers, a->tried, now_ms()) >= 0;
     a->running = request_start_at(c, &q, a->origin, true, others ? LOGIN_SHARE_MS : LOGIN_MS, on_login, a);
-    if (!a->running) {
+    if (a->running) {
+        request_lasts(a->running); /* a client that leaves may need it; auth_free() ends it */
+    } else {
         a->round_error = (nacos_error){.code = NACOS_NOMEM, .message = "out of memory"};
         timer_set(&c->engine->timers, &a->timer, 0, give_up, a);
     }
@@ -306,9 +307,10 @@ static void next_server(struct auth *a)
     next_path(a);
 }
 
-static void on_login(void *arg, const struct http_response *r, const nacos_error *err)
+static void on_login(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct auth *a = arg;
+    (void)q;
     nacos_error odd = {.code = NACOS_PROTOCOL};
     a->running = NULL;
     if (err->code == NACOS_CLOSED)

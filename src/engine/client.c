@@ -14,6 +14,7 @@
 #define ENDPOINT_RETRY_MS 1000
 #define CLOSE_WAIT_MS 100
 #define LEAVE_MS 3000 /* for deregistering */
+#define TELL_MS 10000 /* between two lines that a server fails */
 
 static void refresh_endpoint(void *arg);
 
@@ -74,7 +75,6 @@ void client_note(struct nacos_client *c, const char *origin, const nacos_error *
     nacos_engine *e = c->engine;
     pthread_mutex_lock(&e->lock);
     nacos_status *s = &c->status;
-    bool was = s->connected, first = s->requests == 0;
     bool moved = !err && strcmp(s->server, origin) != 0;
     s->requests++;
     s->connected = !err;
@@ -85,10 +85,55 @@ void client_note(struct nacos_client *c, const char *origin, const nacos_error *
         snprintf(s->server, sizeof s->server, "%s", origin);
     }
     pthread_mutex_unlock(&e->lock);
-    if (err && (was || first))
+    if (err && !c->told_down && now_ms() >= c->tell_down_at) {
+        c->told_down = true;
+        c->tell_down_at = now_ms() + TELL_MS;
         log_write(c->log, LOG_WARN, "%s", err->message);
-    else if (!err && (moved || !was))
+    } else if (!err && (moved || c->told_down)) {
+        c->told_down = false;
         log_write(c->log, LOG_INFO, "using %s", origin);
+    }
+}
+
+/* ---- dialect ------------------------------------------------------------------------------------------------------------- */
+
+void client_note_dialect(struct nacos_client *c)
+{
+    nacos_engine *e = c->engine;
+    const struct protocol *now = c->dialect.now;
+    pthread_mutex_lock(&e->lock);
+    nacos_status *s = &c->status;
+    s->link = c->link.state == LINK_READY;
+    if (s->link) {
+        s->connected = true;
+        snprintf(s->server, sizeof s->server, "%s", c->link.origin);
+    }
+    const struct server *v = servers_find(&c->servers, s->server);
+    snprintf(s->protocol, sizeof s->protocol, "%s", now ? now->name : "");
+    bool away = now == &protocol_grpc && !s->link && c->dialect.link_why[0];
+    snprintf(s->protocol_why, sizeof s->protocol_why, "%s%.280s", away ? "grpc: " : "",
+             away ? c->dialect.link_why : c->dialect.why);
+    snprintf(s->server_version, sizeof s->server_version, "%s", v ? v->version : "");
+    pthread_mutex_unlock(&e->lock);
+}
+
+void client_dialect_changed(struct nacos_client *c, const struct protocol *before)
+{
+    client_note_dialect(c);
+    watch_detector_changed(c, before ? before->detector : NULL);
+    beats_renew(&c->beats, before);
+    if (before) /* else they wait for it */
+        subscribe_renew(c);
+}
+
+void client_link_up(struct nacos_client *c)
+{
+    const struct protocol *now = c->dialect.now;
+    client_note_dialect(c);
+    if (now && now->detector->renew)
+        now->detector->renew(c);
+    beats_renew(&c->beats, NULL);
+    subscribe_renew(c);
 }
 
 /* ---- address server ------------------------------------------------------------------------------------------------------ */
@@ -115,10 +160,11 @@ static bool is_list(const char *text)
     return any;
 }
 
-static void on_endpoint(void *arg, const struct http_response *r, const nacos_error *err)
+static void on_endpoint(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct nacos_client *c = arg;
     nacos_error bad = *err;
+    (void)q;
     c->endpoint_request = NULL;
     if (err->code == NACOS_CLOSED)
         return;
@@ -131,6 +177,7 @@ static void on_endpoint(void *arg, const struct http_response *r, const nacos_er
     if (bad.message[0])
         log_write(c->log, LOG_WARN, "%s; %s", bad.message,
                   c->servers.count ? "the servers known before stay in use" : "no server is known yet");
+    dialect_start(&c->dialect);
     timer_set(&c->engine->timers, &c->endpoint_timer, c->servers.count ? ENDPOINT_EVERY_MS : ENDPOINT_RETRY_MS, refresh_endpoint,
               c);
 }
@@ -226,7 +273,8 @@ static void end_work(struct nacos_client *c)
     timer_clear(&c->engine->timers, &c->endpoint_timer);
     request_cancel(c->endpoint_request);
     c->endpoint_request = NULL;
-    longpoll_shut(&c->longpoll);
+    if (c->dialect.now)
+        c->dialect.now->detector->shut(c);
     subscribe_shut(c);
     push_shut(&c->push);
     requests_fail(c, NACOS_CLOSED, "the client was closed");
@@ -246,6 +294,7 @@ void client_shut(struct nacos_client *c)
     auth_free(&c->auth);
     while (c->requests)
         request_fail(c->requests, NACOS_CLOSED, "the client was closed");
+    dialect_shut(&c->dialect);
     if (c->prev)
         c->prev->next = c->next;
     else
@@ -292,6 +341,7 @@ static void open_run(struct job *job)
     c->engine->clients = c;
     if (c->endpoint)
         refresh_endpoint(c);
+    dialect_start(&c->dialect);
     free(j);
 }
 
@@ -322,6 +372,7 @@ static void apply(struct nacos_client *c, const nacos_options *o)
 {
     c->no_snapshot = o->no_snapshot;
     c->poll_timeout_ms = o->poll_timeout_ms > 0 ? o->poll_timeout_ms : 30000;
+    c->poll_interval_ms = o->poll_interval_ms > 0 ? o->poll_interval_ms : 5000;
     c->poll_batch = o->poll_batch > 0 ? o->poll_batch : 3000;
     c->max_response = o->max_response ? o->max_response : 16u << 20;
     log_set_level(c->log, (enum log_level)o->log_level);
@@ -333,16 +384,29 @@ static bool strings_of(char **out, const nacos_options *o)
            put(&out[2], o->failover_base, "nacos-data/data") & put(&out[3], o->snapshot_base, "nacos-data/snapshot");
 }
 
+static bool parse_protocol(const char *text, enum dialect_option *out)
+{
+    static const char *const names[] = {[DIALECT_AUTO] = "auto", [DIALECT_GRPC] = "grpc", [DIALECT_V3] = "v3", [DIALECT_V1] = "v1"};
+    if (!text || !*text)
+        return true;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *out = (enum dialect_option)i;
+            return true;
+        }
+    return false;
+}
+
 nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_error *err)
 {
     struct nacos_client *c = calloc(1, sizeof *c);
     struct client_job *j = new_job(c, open_run);
     char *strings[4] = {0};
+    enum dialect_option option = DIALECT_AUTO;
     *err = (nacos_error){.code = NACOS_NOMEM, .message = "out of memory"};
     if (!c || !j)
         goto failed;
     c->engine = e;
-    c->protocol = &protocol_v1;
     const char *ns = o->ns && strcmp(o->ns, "public") != 0 ? o->ns : "";
     const char *path = o->context_path && *o->context_path ? o->context_path : "/nacos";
     char context[300];
@@ -380,6 +444,16 @@ nacos_client *nacos_client_new(nacos_engine *e, const nacos_options *o, nacos_er
     if (!auth_init(&c->auth, c, o))
         goto failed;
     longpoll_init(&c->longpoll, c);
+    if (!parse_protocol(o->protocol, &option)) {
+        *err = (nacos_error){.code = NACOS_INVALID};
+        snprintf(err->message, sizeof err->message, "bad protocol '%.20s': it is one of auto, grpc, v3 and v1", o->protocol);
+        goto failed;
+    }
+    if (o->grpc_port_offset < -65535 || o->grpc_port_offset > 65535) {
+        *err = (nacos_error){.code = NACOS_INVALID, .message = "bad grpc_port_offset: no port is so far away"};
+        goto failed;
+    }
+    dialect_init(&c->dialect, c, option, o->grpc_port_offset);
     saver_init(&c->saver, c, "");
     saver_init(&c->naming_saver, c, "/naming");
     beats_init(&c->beats, c);

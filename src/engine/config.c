@@ -97,15 +97,27 @@ static void stop_sharing(struct read *r)
     }
 }
 
-static void on_read(void *arg, const struct http_response *resp, const nacos_error *err)
+static bool word_read(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
 {
     struct read *r = arg;
+    (void)err;
+    p->read(q, &(struct key){r->name, r->group, r->client->ns});
+    return true;
+}
+
+static void on_read(void *arg, const struct question *q, const struct http_response *resp, const nacos_error *err)
+{
+    struct read *r = arg;
+    nacos_error odd = *err;
     struct nacos_client *c = r->client;
     struct key k = {r->name, r->group, c->ns};
     stop_sharing(r);
     c->config.reading--;
-    struct value *v =
-        err->code == NACOS_OK ? value_new(resp->body.data, resp->body.len, resp->config_type, resp->content_md5) : NULL;
+    struct value *v = err->code == NACOS_OK ? question_value(q, resp) : NULL;
+    if (err->code == NACOS_OK && !v) {
+        judged(q, resp, &odd, NACOS_PROTOCOL, VERDICT_ANSWER, "the answer holds no content");
+        err = &odd;
+    }
     if (v && wants_snapshot(r))
         saver_note(&c->saver, &k, v);
     else if (err->code == NACOS_NOT_FOUND && !c->no_snapshot)
@@ -118,7 +130,7 @@ static void on_read(void *arg, const struct http_response *resp, const nacos_err
         watch_read(r->watch, v, err);
     value_unref(v);
     free(r);
-    longpoll_nudge(&c->longpoll);
+    watch_nudge(c);
 }
 
 static struct read *find_read(struct nacos_client *c, const struct key *k)
@@ -146,9 +158,7 @@ static struct read *read_item(struct nacos_client *c, const struct key *k, int64
     r->client = c;
     r->deadline = now_ms() + timeout_ms;
     r->shared = !same;
-    struct question q;
-    c->protocol->read(&q, &(struct key){r->name, r->group, c->ns});
-    if (!request_start(c, &q, timeout_ms, on_read, r)) {
+    if (!request_start(c, word_read, timeout_ms, on_read, r)) {
         free(r);
         return NULL;
     }
@@ -206,11 +216,11 @@ uint64_t nacos_get_config(nacos_client *c, const char *data_id, const char *grou
 /* ---- writes, lists, version ---------------------------------------------------------------------------------------------- */
 
 /** Reads that began before this may show the old value. */
-static void on_written(void *arg, const struct http_response *r, const nacos_error *err)
+static void on_written(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct ask *a = arg;
     stop_sharing(find_read(a->client, &a->key));
-    ask_answered(a, r, err);
+    ask_answered(a, q, r, err);
 }
 
 static void write_run(struct job *job)
@@ -218,18 +228,80 @@ static void write_run(struct job *job)
     ask_put((struct ask *)job, on_written);
 }
 
+struct publication {
+    struct ask ask;
+    nacos_publish what; /* but for the key; its strings are the publication's */
+};
+
+static bool word_publish(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    struct publication *n = arg;
+    return p->publish && p->publish(q, &n->ask.key, &n->what, err);
+}
+
+static void forget_publication(struct ask *a)
+{
+    nacos_publish *p = &((struct publication *)a)->what;
+    free((char *)p->content);
+    free((char *)p->type);
+    free((char *)p->app_name);
+    free((char *)p->tags);
+    free((char *)p->desc);
+    free((char *)p->cas_md5);
+}
+
+static bool copy(const char **out, const char *s)
+{
+    *out = s ? strdup(s) : NULL;
+    return !s || *out;
+}
+
+static const char *not_utf8(const nacos_publish *p)
+{
+    const char *const names[] = {"content", "type", "application name", "tags", "description"};
+    const char *const values[] = {p->content, p->type, p->app_name, p->tags, p->desc};
+    for (int i = 0; i < 5; i++) {
+        json_t *text = values[i] ? json_stringn(values[i], i ? strlen(values[i]) : p->len) : json_null(); /* it knows */
+        json_decref(text);
+        if (!text)
+            return names[i];
+    }
+    return NULL;
+}
+
 uint64_t nacos_publish_config(nacos_client *c, const nacos_publish *p, int timeout_ms)
 {
-    struct ask *a = ask_new(c, sizeof *a, write_run, &(struct key){p->data_id, p->group, c->ns}, timeout_ms);
-    if (!a)
+    struct publication *n = ask_new(c, sizeof *n, write_run, &(struct key){p->data_id, p->group, c->ns}, timeout_ms);
+    if (!n)
         return 0;
-    nacos_error err;
-    uint64_t id = a->event->id;
-    if (!c->protocol->publish(&a->question, &a->key, p, &err)) {
-        ask_reply(a, NULL, NACOS_FROM_NONE, &err);
-        return id;
+    n->ask.word = word_publish;
+    n->ask.forget = forget_publication;
+    char *content = malloc(p->len + 1);
+    n->what = (nacos_publish){.content = content, .len = p->len};
+    if (!content || !(copy(&n->what.type, p->type) & copy(&n->what.app_name, p->app_name) & copy(&n->what.tags, p->tags) &
+                      copy(&n->what.desc, p->desc) & copy(&n->what.cas_md5, p->cas_md5))) {
+        ask_drop(&n->ask);
+        return 0;
     }
-    return ask_post(a);
+    memcpy(content, p->content, p->len);
+    content[p->len] = 0;
+    const char *wrong = not_utf8(&n->what);
+    if (!wrong)
+        return ask_post(&n->ask);
+    nacos_error err = {.code = NACOS_INVALID};
+    uint64_t id = n->ask.event->id;
+    snprintf(err.message, sizeof err.message, "cannot publish %s (group %s): the %s is not valid UTF-8; a server would change it",
+             p->data_id, p->group, wrong);
+    ask_reply(&n->ask, NULL, NACOS_FROM_NONE, &err);
+    return id;
+}
+
+static bool word_remove(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    (void)err;
+    if (p->remove)
+        p->remove(q, &((struct ask *)arg)->key);
+    return p->remove;
 }
 
 uint64_t nacos_remove_config(nacos_client *c, const char *data_id, const char *group, int timeout_ms)
@@ -237,7 +309,7 @@ uint64_t nacos_remove_config(nacos_client *c, const char *data_id, const char *g
     struct ask *a = ask_new(c, sizeof *a, write_run, &(struct key){data_id, group, c->ns}, timeout_ms);
     if (!a)
         return 0;
-    c->protocol->remove(&a->question, &a->key);
+    a->word = word_remove;
     return ask_post(a);
 }
 
@@ -246,23 +318,25 @@ struct listing {
     int page, page_size;
 };
 
-static void on_list(void *arg, const struct http_response *r, const nacos_error *err)
+static bool word_list(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
 {
     struct listing *l = arg;
-    if (err->code != NACOS_UNSUPPORTED || l->ask.second) {
-        ask_answered(&l->ask, r, err);
-        return;
-    }
-    l->ask.second = true;
-    protocol_v3_admin.list(&l->ask.question, &l->ask.key, l->page, l->page_size);
-    ask_put(&l->ask, on_list);
+    (void)err;
+    p = ask_words(&l->ask, p);
+    if (p->list)
+        p->list(q, &l->ask.key, l->page, l->page_size);
+    return p->list;
+}
+
+static void on_list(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
+{
+    if (!ask_second(arg, err, on_list))
+        ask_answered(arg, q, r, err);
 }
 
 static void list_run(struct job *job)
 {
-    struct listing *l = (struct listing *)job;
-    l->ask.client->protocol->list(&l->ask.question, &l->ask.key, l->page, l->page_size);
-    ask_put(&l->ask, on_list);
+    ask_put((struct ask *)job, on_list);
 }
 
 uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *group, int page, int page_size, int timeout_ms)
@@ -270,6 +344,7 @@ uint64_t nacos_list_configs(nacos_client *c, const char *pattern, const char *gr
     struct listing *l = ask_new(c, sizeof *l, list_run, &(struct key){pattern, group, c->ns}, timeout_ms);
     if (!l)
         return 0;
+    l->ask.word = word_list;
     l->page = page;
     l->page_size = page_size;
     return ask_post(&l->ask);
@@ -282,20 +357,26 @@ static void reply_version(struct ask *a, const char *version)
     value_unref(v);
 }
 
-static void on_version(void *arg, const struct http_response *r, const nacos_error *err)
+static bool word_version(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    (void)err;
+    p = ask_words(arg, p);
+    if (p->version)
+        p->version(q);
+    return p->version;
+}
+
+static void on_version(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct ask *a = arg;
+    (void)q;
     char version[32];
     if (err->code == NACOS_OK && parse_version(r, version, sizeof version)) {
         struct server *s = servers_find(&a->client->servers, err->server);
         if (s)
             memcpy(s->version, version, sizeof version);
         reply_version(a, version);
-    } else if (err->code == NACOS_UNSUPPORTED && !a->second) {
-        a->second = true;
-        protocol_v3_admin.version(&a->question);
-        ask_put(a, on_version);
-    } else {
+    } else if (!ask_second(a, err, on_version)) {
         nacos_error unknown = {.code = NACOS_UNSUPPORTED, .message = "the server does not tell its version"};
         ask_reply(a, NULL, NACOS_FROM_NONE, err->code == NACOS_OK ? &unknown : err);
     }
@@ -310,12 +391,14 @@ static void version_run(struct job *job)
         reply_version(a, s->list[k].version);
         return;
     }
-    a->client->protocol->version(&a->question);
     ask_put(a, on_version);
 }
 
 uint64_t nacos_server_version(nacos_client *c, int timeout_ms)
 {
     struct ask *a = ask_new(c, sizeof *a, version_run, &(struct key){0}, timeout_ms);
-    return a ? ask_post(a) : 0;
+    if (!a)
+        return 0;
+    a->word = word_version;
+    return ask_post(a);
 }

@@ -463,6 +463,7 @@ static struct event *detach_locked(nacos_engine *e, struct event *ev)
         return NULL;
     }
     copy->source = ev->source;
+    copy->via = ev->via;
     copy->version = ev->version;
     copy->confirmed = ev->confirmed;
     memcpy(copy->server, ev->server, sizeof copy->server);
@@ -531,6 +532,7 @@ const nacos_event *nacos_wait(nacos_engine *e, uint64_t id, int timeout_ms)
         e->current.error = *ev->error;
     nacos_value *v = &e->current.value;
     v->source = ev->source;
+    v->via = ev->via;
     v->confirmed = ev->confirmed;
     memcpy(v->server, ev->server, sizeof v->server);
     v->version = ev->version;

@@ -47,6 +47,7 @@ struct event {
     bool slot; /* part of a watch: not freed when delivered */
     nacos_event_kind kind;
     nacos_source source;
+    nacos_via via; /* of watches and subscriptions */
     uint64_t id, version;
     double confirmed;
     char server[128]; /* of a watch: that told the value */

@@ -125,10 +125,10 @@ static void sort_pairs(struct pair *p, size_t n)
 /** The pairs behind `first` become the metadata of the entry: sorted, the last of each name. */
 static void draft_metadata(struct draft *d, struct entry *e, size_t first)
 {
-    struct pair *p = d->pairs + first;
     size_t n = d->pair_count - first, kept = 0;
 
     if (n > 1) {
+        struct pair *p = d->pairs + first;
         sort_pairs(p, n);
         for (size_t i = 0; i < n; i++)
             if (i + 1 == n || compare_text(&p[i].name, &p[i + 1].name) != 0)
@@ -488,10 +488,10 @@ json_t *hosts_load_json(const char *text, size_t len)
     return j;
 }
 
-struct hosts *hosts_parse(const char *json, size_t len)
+struct hosts *hosts_of_json(json_t *j)
 {
     struct draft d = {.clusters = {"", 0}};
-    json_t *j = hosts_load_json(json, len), *hosts = json_object_get(j, "hosts"), *entry;
+    json_t *hosts = json_object_get(j, "hosts"), *entry;
     struct hosts *h = NULL;
     size_t i;
     if (json_is_array(hosts)) {
@@ -507,6 +507,13 @@ struct hosts *hosts_parse(const char *json, size_t len)
         }
         h = build(&d);
     }
+    return h;
+}
+
+struct hosts *hosts_parse(const char *json, size_t len)
+{
+    json_t *j = hosts_load_json(json, len);
+    struct hosts *h = hosts_of_json(j);
     json_decref(j);
     return h;
 }
@@ -554,6 +561,35 @@ struct hosts *hosts_healthy(struct hosts *h)
         draft_free(&d);
         return hosts_ref(h);
     }
+    return build(&d);
+}
+
+static bool names(const char *clusters, const char *cluster)
+{
+    size_t n = strlen(cluster);
+    for (const char *p = clusters; *p;) {
+        p += strspn(p, " ,");
+        size_t len = strcspn(p, ","), word = len;
+        while (word && p[word - 1] == ' ')
+            word--;
+        if (word == n && memcmp(p, cluster, n) == 0)
+            return true;
+        p += len;
+    }
+    return false;
+}
+
+struct hosts *hosts_in_clusters(struct hosts *h, const char *clusters)
+{
+    size_t i = 0;
+    while (clusters && *clusters && i < h->view.count && names(clusters, h->view.list[i].cluster))
+        i++;
+    if (!clusters || !*clusters || i == h->view.count)
+        return hosts_ref(h);
+    struct draft d = draft_like(h);
+    for (i = 0; i < h->view.count; i++)
+        if (names(clusters, h->view.list[i].cluster))
+            draft_instance(&d, &h->view.list[i]);
     return build(&d);
 }
 

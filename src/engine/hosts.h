@@ -33,6 +33,7 @@ struct hosts {
  * ephemeral, cluster DEFAULT; null is the same as missing. Unknown members are fine; of a member that comes twice the last counts.
  * `valid` (1.x) is an older name of `healthy`. NULL: not such JSON, or out of memory. */
 struct hosts *hosts_parse(const char *json, size_t len);
+struct hosts *hosts_of_json(json_t *j); /* that JSON, loaded by hosts_load_json(); NULL gives NULL */
 /** NULL when an instance may have this ip, else what is wrong with it. */
 const char *check_ip(const char *ip);
 /** The text as JSON. What no JSON string may hold (bytes that are not UTF-8, NUL, half characters) becomes '?' or U+FFFD: one
@@ -55,6 +56,8 @@ size_t hosts_missing(const struct hosts *before, const struct hosts *now);
 struct hosts *hosts_union(struct hosts *before, struct hosts *now);
 /** Those that are healthy. All else is as in `h`. NULL: out of memory. */
 struct hosts *hosts_healthy(struct hosts *h);
+/** Those in these clusters ("c1,c2"; "" or NULL: all). Likewise. */
+struct hosts *hosts_in_clusters(struct hosts *h, const char *clusters);
 /** What turns `before` (NULL: nothing) into `now`, in order of identity; free(). *count may be 0 (then NULL). The pointers in it
  * live as long as both lists. *failed: out of memory. */
 nacos_change *hosts_diff(const struct hosts *before, const struct hosts *now, size_t *count, bool *failed);

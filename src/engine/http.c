@@ -168,6 +168,9 @@ static void conclude(struct http_call *c, CURLcode code)
     case CURLE_SSL_CACERT_BADFILE:
         fail(c, HTTP_NO_CONNECT, text ? text : curl_easy_strerror(code));
         break;
+    case CURLE_SEND_ERROR: /* curl says that poll returned an error */
+        fail(c, HTTP_BROKEN, "the server closed the connection without an answer");
+        break;
     default:
         fail(c, HTTP_BROKEN, text ? text : curl_easy_strerror(code));
     }

@@ -26,6 +26,7 @@ struct http_response {
     struct buf body;
     char content_md5[40];      /* the header Content-MD5 */
     char config_type[24];      /* the header Config-Type */
+    char rpc_type[64];         /* of an answer over gRPC: its message type; else empty */
     char ip[46], local_ip[46]; /* of the two ends of the connection, as far as there was one */
     char why[192];             /* unless HTTP_ANSWERED: what went wrong, without the server's name */
 };

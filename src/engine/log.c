@@ -57,6 +57,16 @@ bool log_level_parse(const char *name, enum log_level *out)
     return false;
 }
 
+void log_plain(char *text)
+{
+    for (unsigned char *p = (unsigned char *)text; *p; p++) {
+        if (*p < ' ' || *p == 0x7F)
+            *p = ' ';
+        else if (*p == 0xC2 && p[1] >= 0x80 && p[1] < 0xA0)
+            *p = p[1] = ' ';
+    }
+}
+
 /** Escapes the message, from `start` to `end`, closes the object, and returns the new end. There is room for it. */
 static size_t escape(char line[LINE_BYTES], size_t start, size_t end)
 {
@@ -103,10 +113,8 @@ static size_t compose(const struct log *l, char line[LINE_BYTES], enum log_level
         memcpy(line + end, "...", 3);
         end += 3;
     }
-    for (size_t i = start; i < end; i++) {
-        if ((unsigned char)line[i] < ' ' || line[i] == 0x7F)
-            line[i] = ' ';
-    }
+    line[end] = 0;
+    log_plain(line + start);
     if (l->json)
         end = escape(line, start, end);
     line[end++] = '\n';

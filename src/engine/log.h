@@ -29,6 +29,8 @@ bool log_enabled(const struct log *l, enum log_level level);
  *  so that one event is one line; at most 4 KiB, a longer one ends in `...`. `%m` is the text of errno. A NULL log drops the
  * message. */
 void log_write(struct log *l, enum log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/** Control characters become spaces, in place: what a server says may reach a terminal. */
+void log_plain(char *text);
 
 /** For tests: where the time comes from. Not while another thread writes. */
 void log_set_clock(struct log *l, void (*clock)(struct timespec *now));

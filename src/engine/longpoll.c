@@ -14,7 +14,8 @@
 #define QUICK_MS 1000 /* an empty answer that comes sooner was not a hold */
 #define QUICK_MAX_MS 30000
 #define PROBE_MS 5000
-#define REARM_MS 2 /* the reads of what changed go before the rest of the batch, which is long */
+#define HOLD_MARGIN_MS 10000 /* beyond the hold, for a slow answer of 3,000 keys */
+#define REARM_MS 2           /* the reads of what changed go before the rest of the batch, which is long */
 /* Servers compare the md5s first and note the poll as one to be answered later, on another thread: a change between the two is told
  * by no poll but the next. Changes come in flocks, so the poll after one is as short as servers allow. */
 #define HOLD_AFTER_CHANGE_MS 10000
@@ -22,26 +23,19 @@
 struct batch {
     struct longpoll *l;
     struct batch *prev, *next;
-    struct nacos_watch *watches;
-    int count;
+    struct watch_list watches;
     struct request *poll;
     struct timer timer; /* set while it pauses */
-    int64_t sent;
-    bool probe;  /* sent with "do not hold", after a failure of the server or of a read */
-    bool lively; /* the answer before told of a change */
-    int quick;   /* quick answers in a row */
-    int changed; /* in the answer being read */
+    int64_t sent, hold; /* how long a server shall hold it */
+    bool probe;         /* sent with "do not hold", after a failure of the server or of a read */
+    bool lively;        /* it is new, or the answer before told of a change */
+    bool kept;          /* also when its last watch leaves */
+    int quick;          /* quick answers in a row */
+    int changed;        /* in the answer being read */
 };
 
 static void send_batch(struct batch *b);
 static void flush(void *arg);
-
-static int64_t jitter(int64_t ms)
-{
-    uint32_t dice = 0;
-    uv_random(NULL, NULL, &dice, sizeof dice, 0, NULL);
-    return ms / 2 + (int64_t)(dice % (uint32_t)(ms / 2 + 1));
-}
 
 static struct timers *timers_of(struct longpoll *l)
 {
@@ -61,35 +55,15 @@ static void count_polls(struct longpoll *l)
 /** The size a batch should have: a few polls for everything, and never more than the option allows. */
 static int target_size(const struct longpoll *l)
 {
-    int all = l->waiting_count;
+    int all = l->waiting.count;
     for (const struct batch *b = l->batches; b; b = b->next)
-        all += b->count;
+        all += b->watches.count;
     int n = all / COLD_POLLS + 1;
     n = n > BATCH_SMALL ? n : BATCH_SMALL;
     return n < l->client->poll_batch ? n : l->client->poll_batch;
 }
 
 /* ---- lists --------------------------------------------------------------------------------------------------------------- */
-
-static void push(struct nacos_watch **list, struct nacos_watch *w)
-{
-    w->prev = NULL;
-    w->next = *list;
-    if (w->next)
-        w->next->prev = w;
-    *list = w;
-}
-
-static void cut(struct nacos_watch **list, struct nacos_watch *w)
-{
-    if (w->prev)
-        w->prev->next = w->next;
-    else
-        *list = w->next;
-    if (w->next)
-        w->next->prev = w->prev;
-    w->prev = w->next = NULL;
-}
 
 static void resume(void *arg)
 {
@@ -135,18 +109,15 @@ static void free_batch(struct batch *b)
 
 static void dissolve(struct batch *b)
 {
-    while (b->watches) {
-        struct nacos_watch *w = b->watches;
-        b->count++; /* so that the last one that leaves does not free it */
-        watch_go(w, WATCH_WAITING);
-        b->count--;
-    }
+    b->kept = true;
+    while (b->watches.first)
+        watch_go(b->watches.first, WATCH_WAITING);
     free_batch(b);
 }
 
 static void schedule(struct longpoll *l)
 {
-    if (!l->waiting || l->client->closing)
+    if (!l->waiting.first || l->client->closing)
         return;
     int64_t ms = l->client->config.reading > 0 ? GATHER_MS : 0;
     if (!l->flush_timer.slot || ms == 0)
@@ -163,38 +134,37 @@ static void on_key(void *arg, const struct key *k)
     if (!w || w->state != WATCH_ARMED || w->batch != b)
         return;
     b->changed++;
-    watch_changed(w);
+    watch_changed(w, NACOS_VIA_POLL);
 }
 
 /** Another batch that this small one fits into. */
 static struct batch *room_for(struct batch *b)
 {
     int target = target_size(b->l);
-    if (b->count >= target)
+    if (b->watches.count >= target)
         return NULL;
     struct batch *best = NULL;
     for (struct batch *o = b->l->batches; o; o = o->next)
-        if (o != b && o->count + b->count <= target && (!best || o->count < best->count))
+        if (o != b && o->watches.count + b->watches.count <= target && (!best || o->watches.count < best->watches.count))
             best = o;
     return best;
 }
 
-static void answered(struct batch *b, const struct http_response *r, const char *server)
+static void answered(struct batch *b, const struct question *q, const struct http_response *r, const char *server)
 {
     struct longpoll *l = b->l;
-    struct nacos_client *c = l->client;
     bool was_down = l->failures > 0, probe = b->probe;
     bool quick = now_ms() - b->sent < QUICK_MS;
     l->failures = 0;
     b->changed = 0;
-    b->count++; /* keeps it while watches leave */
-    c->protocol->listen_changed(r, on_key, b);
+    b->kept = true;
+    q->protocol->listen_changed(r, on_key, b);
     double now = unix_now();
-    for (struct nacos_watch *w = b->watches, *next; w; w = next) {
+    for (struct nacos_watch *w = b->watches.first, *next; w; w = next) {
         next = w->next;
         watch_confirmed(w, now, server);
     }
-    b->count--;
+    b->kept = false;
     if (!probe && (b->changed > 0 || !quick))
         l->streak = 0;
     if (was_down) {
@@ -203,7 +173,7 @@ static void answered(struct batch *b, const struct http_response *r, const char 
                 pause_batch(o, 0);
         schedule(l);
     }
-    if (b->count == 0) {
+    if (!b->watches.first) {
         free_batch(b);
         count_polls(l);
         return;
@@ -211,7 +181,7 @@ static void answered(struct batch *b, const struct http_response *r, const char 
     if (b->changed == 0 && !probe && quick) {
         int64_t ms = (int64_t)BACK_OFF_MIN_MS << (b->quick < 10 ? b->quick : 10);
         b->quick++;
-        pause_batch(b, jitter(ms < QUICK_MAX_MS ? ms : QUICK_MAX_MS));
+        pause_batch(b, jittered(ms < QUICK_MAX_MS ? ms : QUICK_MAX_MS));
         return;
     }
     b->quick = 0;
@@ -228,7 +198,7 @@ static void answered(struct batch *b, const struct http_response *r, const char 
     }
 }
 
-static void poll_ended(void *arg, const struct http_response *r, const nacos_error *err)
+static void poll_ended(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct batch *b = arg;
     struct longpoll *l = b->l;
@@ -238,7 +208,7 @@ static void poll_ended(void *arg, const struct http_response *r, const nacos_err
         return;
     watch_look_for_failover(c);
     if (err->code == NACOS_OK) {
-        answered(b, r, err->server);
+        answered(b, q, r, err->server);
         return;
     }
     if (!b->probe)
@@ -252,14 +222,29 @@ static void poll_ended(void *arg, const struct http_response *r, const nacos_err
     if (n == 0 && c->servers.count > 1)
         ms = 10; /* another server may answer at once */
     l->failures++;
-    pause_batch(b, jitter(ms < most ? ms : most));
+    pause_batch(b, jittered(ms < most ? ms : most));
     count_polls(l);
-    if (err->code != NACOS_UNAVAILABLE)
-        for (struct nacos_watch *w = b->watches; w; w = w->next)
+    bool other = err->code == NACOS_UNSUPPORTED && !q; /* the dialect is about to change */
+    if (err->code != NACOS_UNAVAILABLE && !other)
+        for (struct nacos_watch *w = b->watches.first; w; w = w->next)
             watch_trouble(w, err);
 }
 
 /* ---- polls --------------------------------------------------------------------------------------------------------------- */
+
+static bool word_listen(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    struct batch *b = arg;
+    (void)err;
+    if (!p->listen || p->detector != &detector_longpoll)
+        return false;
+    p->listen(q, b->l->client->ns, b->hold, b->probe);
+    for (struct nacos_watch *w = b->watches.first; w; w = w->next)
+        p->listen_add(q, &w->key, w->poll_md5);
+    if (p->listen_close)
+        p->listen_close(q);
+    return true;
+}
 
 static void send_batch(struct batch *b)
 {
@@ -267,16 +252,12 @@ static void send_batch(struct batch *b)
     struct nacos_client *c = l->client;
     if (l->failures > 0 && others_ask(l, b))
         return; /* answered() sets it going */
-    struct question q;
     b->probe = l->failures > 0;
-    for (struct nacos_watch *w = b->watches; w; w = w->next)
+    for (struct nacos_watch *w = b->watches.first; w; w = w->next)
         b->probe |= w->failures > 0; /* its last read failed: whether its value still holds should be known now, not in 30 s */
-    int64_t hold = b->lively && c->poll_timeout_ms > HOLD_AFTER_CHANGE_MS ? HOLD_AFTER_CHANGE_MS : c->poll_timeout_ms;
-    c->protocol->listen(&q, c->ns, hold, b->probe);
-    for (struct nacos_watch *w = b->watches; w; w = w->next)
-        c->protocol->listen_add(&q, &w->key, w->poll_md5);
+    b->hold = b->lively && c->poll_timeout_ms > HOLD_AFTER_CHANGE_MS ? HOLD_AFTER_CHANGE_MS : c->poll_timeout_ms;
     b->sent = now_ms();
-    b->poll = request_start(c, &q, b->probe ? PROBE_MS : hold, poll_ended, b);
+    b->poll = request_start(c, word_listen, b->probe ? PROBE_MS : b->hold + HOLD_MARGIN_MS, poll_ended, b);
     if (!b->poll)
         pause_batch(b, 1000);
     count_polls(l);
@@ -298,33 +279,33 @@ static size_t line_bytes(const struct nacos_watch *w)
 static void flush(void *arg)
 {
     struct longpoll *l = arg;
-    if (!l->waiting)
+    if (!l->waiting.first)
         return;
     int target = target_size(l);
-    if (l->batch_count + l->waiting_count / target + 1 > POLLS_MAX)
+    if (l->batch_count + l->waiting.count / target + 1 > POLLS_MAX)
         for (struct batch *b = l->batches, *next; b; b = next) {
             next = b->next;
-            if (b->count < target)
+            if (b->watches.count < target)
                 dissolve(b);
         }
-    while (l->waiting) {
+    while (l->waiting.first) {
         struct batch *b = calloc(1, sizeof *b);
         if (!b) {
             timer_set(timers_of(l), &l->flush_timer, 1000, flush, l);
             return;
         }
         b->l = l;
+        b->lively = true; /* of what changed lately, or comes from another poll: between those two it was in none */
         b->next = l->batches;
         if (b->next)
             b->next->prev = b;
         l->batches = b;
         l->batch_count++;
         size_t bytes = 0;
-        while (l->waiting && b->count < target && bytes < BATCH_BYTES) {
-            struct nacos_watch *w = l->waiting;
+        while (l->waiting.first && b->watches.count < target && bytes < BATCH_BYTES) {
+            struct nacos_watch *w = l->waiting.first;
             watch_go(w, WATCH_ARMED);
-            push(&b->watches, w);
-            b->count++;
+            watch_put_first(&b->watches, w);
             bytes += line_bytes(w);
             w->batch = b;
         }
@@ -332,47 +313,47 @@ static void flush(void *arg)
     }
 }
 
-/* ---- for config ---------------------------------------------------------------------------------------------------------- */
+/* ---- the detector -------------------------------------------------------------------------------------------------------- */
 
 void longpoll_init(struct longpoll *l, struct nacos_client *c)
 {
     l->client = c;
 }
 
-void longpoll_add(struct nacos_watch *w)
+static void add(struct nacos_client *c, struct nacos_watch *w)
 {
-    struct longpoll *l = &w->client->longpoll;
-    push(&l->waiting, w);
-    l->waiting_count++;
+    struct longpoll *l = &c->longpoll;
+    watch_put_first(&l->waiting, w);
     schedule(l);
 }
 
-void longpoll_remove(struct nacos_watch *w)
+static void leave(struct nacos_client *c, struct nacos_watch *w)
 {
-    struct longpoll *l = &w->client->longpoll;
+    struct longpoll *l = &c->longpoll;
     struct batch *b = w->batch;
     if (w->state == WATCH_WAITING) {
-        cut(&l->waiting, w);
-        l->waiting_count--;
+        watch_cut(&l->waiting, w);
     } else if (w->state == WATCH_ARMED && b) {
-        cut(&b->watches, w);
+        watch_cut(&b->watches, w);
         w->batch = NULL;
-        if (--b->count == 0) {
+        if (!b->watches.first && !b->kept) {
             free_batch(b);
             count_polls(l);
         }
     }
 }
 
-void longpoll_nudge(struct longpoll *l)
+static void nudge(struct nacos_client *c)
 {
-    if (l->client->config.reading == 0)
-        schedule(l);
+    if (c->config.reading == 0)
+        schedule(&c->longpoll);
 }
 
-void longpoll_shut(struct longpoll *l)
+static void shut(struct nacos_client *c)
 {
-    while (l->batches)
-        dissolve(l->batches);
-    timer_clear(timers_of(l), &l->flush_timer);
+    while (c->longpoll.batches)
+        dissolve(c->longpoll.batches);
+    timer_clear(timers_of(&c->longpoll), &c->longpoll.flush_timer);
 }
+
+const struct detector detector_longpoll = {.name = "long polls", .add = add, .remove = leave, .nudge = nudge, .shut = shut};

@@ -4,6 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/digest.h"
+#include "engine/engine.h"
+
+#define VERSION_CHARS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_+"
+
 size_t key_name(char *out, size_t size, const struct key *k)
 {
     size_t d = strlen(k->data_id) + 1, g = strlen(k->group) + 1;
@@ -33,6 +38,44 @@ void question_free(struct question *q)
 {
     buf_free(&q->target);
     buf_free(&q->body);
+}
+
+struct value *question_value(const struct question *q, const struct http_response *r)
+{
+    return q->value ? q->value(q, r) : value_new(r->body.data ? r->body.data : "", r->body.len, r->config_type, r->content_md5);
+}
+
+struct hosts *question_hosts(const struct question *q, const struct http_response *r)
+{
+    return q->hosts ? q->hosts(r) : NULL;
+}
+
+struct value *value_of_content(const struct question *q, const json_t *j)
+{
+    const json_t *content = json_object_get(j, "content");
+    const char *type = json_string_value(json_object_get(j, "contentType"));
+    const char *said = json_string_value(json_object_get(j, "md5"));
+    char md5[MD5_HEX];
+    if (!json_is_string(content) || !said)
+        return NULL;
+    md5_hex(json_string_value(content), json_string_length(content), md5);
+    /* "cipher-" items are decrypted by a server plugin, their md5 is that of the stored form */
+    bool right = strcmp(md5, said) == 0 || (strlen(said) < MD5_HEX && strncmp(q->key.data_id, "cipher-", 7) == 0);
+    return right ? value_new(json_string_value(content), json_string_length(content), type ? type : "text", said) : NULL;
+}
+
+struct value *value_of_json(json_t *j)
+{
+    char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+    struct value *v = text ? value_new(text, strlen(text), "json", "") : NULL;
+    free(text);
+    json_decref(j);
+    return v;
+}
+
+const char *namespace_name(const char *ns)
+{
+    return *ns ? ns : "public";
 }
 
 json_t *pairs_json(const nacos_pair *pairs, size_t count)
@@ -124,6 +167,23 @@ enum verdict judge_failure(const struct question *q, const struct http_response 
     return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, what);
 }
 
+/** 405 is the word of a gateway that lets only some methods pass; what is asked over HTTP says nothing of gRPC. */
+bool question_gone(const struct question *q, const nacos_error *err)
+{
+    return q->core && err->code == NACOS_UNSUPPORTED && err->http_status != 405 && (q->rpc || q->protocol != &protocol_grpc);
+}
+
+enum verdict judge_content(const struct question *q, const struct http_response *r, nacos_error *err, enum verdict v)
+{
+    if (v != VERDICT_ANSWER || err->code != NACOS_OK)
+        return v;
+    struct value *content = question_value(q, r);
+    if (!content)
+        v = judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer holds no content, or not that of its md5");
+    value_unref(content);
+    return v;
+}
+
 enum verdict judge_json(const struct question *q, const struct http_response *r, nacos_error *err)
 {
     if (r->outcome == HTTP_ANSWERED && r->status == 200) {
@@ -137,12 +197,25 @@ enum verdict judge_json(const struct question *q, const struct http_response *r,
     return judge_failure(q, r, err);
 }
 
+bool publish_fits(const struct question *q, size_t len, nacos_error *err)
+{
+    if (!q->body.failed && q->body.len <= PUBLISH_MAX)
+        return true;
+    *err = (nacos_error){.code = NACOS_INVALID};
+    snprintf(err->message, sizeof err->message,
+             "cannot publish %.256s (group %.128s): the content of %zu bytes takes %s%zu bytes in the encoded form, a server "
+             "reads at most %d; split the configuration",
+             q->key.data_id, q->key.group, len, q->body.failed ? "over " : "", q->body.failed ? q->body.max : q->body.len,
+             PUBLISH_MAX);
+    return false;
+}
+
 bool parse_version(const struct http_response *r, char *out, size_t size)
 {
     json_t *j = json_loadb(r->body.data, r->body.len, 0, NULL);
     json_t *data = json_object_get(j, "data");
     const char *version = json_string_value(json_object_get(data ? data : j, "version"));
-    bool ok = version && *version;
+    bool ok = version && *version && version[strspn(version, VERSION_CHARS)] == 0; /* people will see it on their terminals */
     if (ok)
         snprintf(out, size, "%s", version);
     json_decref(j);

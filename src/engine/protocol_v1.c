@@ -1,7 +1,8 @@
-/** protocol_v1: the HTTP API of 0.8 to 3.1, and the two calls of v3 that replace what 3.x took out of it. */
+/** protocol_v1: the HTTP API of 0.8 to 3.1. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/detector.h"
 #include "engine/digest.h"
 #include "engine/hosts.h"
 #include "engine/protocol.h"
@@ -63,6 +64,7 @@ static void v1_read(struct question *q, const struct key *k)
     question_init(q, "GET", "/v1/cs/configs?", "read");
     add_key(&q->target, k);
     q->key = *k;
+    q->core = true;
     q->judge = judge_read;
 }
 
@@ -70,32 +72,17 @@ static bool v1_publish(struct question *q, const struct key *k, const nacos_publ
 {
     question_init(q, "POST", "/v1/cs/configs", "publish");
     q->key = *k;
+    q->core = true;
     q->judge = judge_write;
-    json_t *text = json_stringn(p->content, p->len); /* knows UTF-8 */
-    json_decref(text);
-    if (!text) {
-        *err = (nacos_error){.code = NACOS_INVALID};
-        snprintf(err->message, sizeof err->message,
-                 "cannot publish %s (group %s): the content is not valid UTF-8; a server would change it", k->data_id, k->group);
-        return false;
-    }
-    q->body.max = (size_t)PUBLISH_MAX * 4; /* so that the message can tell the real size of what is only a little too large */
+    q->body.max = PUBLISH_ROOM;
     add_key(&q->body, k);
     buf_form(&q->body, "type", p->type);
     buf_form(&q->body, "appName", p->app_name);
     buf_form(&q->body, "config_tags", p->tags);
     buf_form(&q->body, "desc", p->desc);
     buf_form_n(&q->body, "content", p->content, p->len);
-    if (q->body.failed || q->body.len > PUBLISH_MAX) {
-        *err = (nacos_error){.code = NACOS_INVALID};
-        snprintf(err->message, sizeof err->message,
-                 "cannot publish %.256s (group %.128s): the content of %zu bytes takes %s%zu bytes in the encoded form, a server "
-                 "reads at most %d; "
-                 "split the configuration",
-                 k->data_id, k->group, p->len, q->body.failed ? "over " : "", q->body.failed ? q->body.max : q->body.len,
-                 PUBLISH_MAX);
+    if (!publish_fits(q, p->len, err))
         return false;
-    }
     if (p->cas_md5) {
         q->retry = RETRY_UNSENT;
         question_header(q, "casMd5", p->cas_md5);
@@ -108,6 +95,7 @@ static void v1_remove(struct question *q, const struct key *k)
     question_init(q, "DELETE", "/v1/cs/configs?", "remove");
     add_key(&q->target, k);
     q->key = *k;
+    q->core = true;
     q->judge = judge_write;
 }
 
@@ -129,23 +117,9 @@ static void v1_list(struct question *q, const struct key *pattern, int page, int
     buf_form(&q->target, "tenant", *pattern->ns ? pattern->ns : NULL);
 }
 
-static void v3_list(struct question *q, const struct key *pattern, int page, int page_size)
-{
-    question_init(q, "GET", "/v3/admin/cs/config/list?", "list configurations");
-    add_page(q, pattern, page, page_size);
-    buf_form(&q->target, "groupName", pattern->group);
-    buf_form(&q->target, "namespaceId", *pattern->ns ? pattern->ns : "public");
-}
-
 static void v1_version(struct question *q)
 {
     question_init(q, "GET", "/v1/console/server/state", "ask for the version");
-    q->judge = judge_json;
-}
-
-static void v3_version(struct question *q)
-{
-    question_init(q, "GET", "/v3/admin/core/state", "ask for the version");
     q->judge = judge_json;
 }
 
@@ -226,6 +200,7 @@ static void v1_listen(struct question *q, const char *ns, int64_t hold_ms, bool 
 {
     char ms[24];
     question_init(q, "POST", "/v1/cs/configs/listener", "listen for changes");
+    q->core = true;
     q->judge = judge_listen;
     q->retry = RETRY_NEVER;
     q->hold_ms = at_once ? 0 : hold_ms;
@@ -303,7 +278,12 @@ static enum verdict judge_hosts(const struct question *q, const struct http_resp
     return judge_naming_json(q, r, err);
 }
 
-static bool v1_beat_answer(const struct http_response *r, struct beat_answer *out)
+static struct hosts *hosts_of_list(const struct http_response *r)
+{
+    return hosts_parse(r->body.data, r->body.len);
+}
+
+static bool beat_answer(const struct http_response *r, struct beat_answer *out)
 {
     json_t *j = json_loadb(r->body.data ? r->body.data : "", r->body.len, 0, NULL);
     json_t *interval = json_object_get(j, "clientBeatInterval");
@@ -319,7 +299,7 @@ static enum verdict judge_beat(const struct question *q, const struct http_respo
 {
     struct beat_answer answer;
     if (r->outcome == HTTP_ANSWERED && r->status == 200) {
-        if (v1_beat_answer(r, &answer))
+        if (beat_answer(r, &answer))
             return VERDICT_ANSWER;
         return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is not that to a beat");
     }
@@ -367,16 +347,22 @@ static void add_details(struct buf *b, const nacos_instance *i)
         add_json(b, "metadata", pairs_json(i->metadata, i->metadata_count));
 }
 
-static void v1_register(struct question *q, const struct key *k, const nacos_instance *i)
+static void v1_register(struct question *q, const struct key *k, const nacos_instance *i, const nacos_instance *const *with,
+                        size_t with_count)
 {
+    (void)with, (void)with_count;
     service_question(q, "POST", "/v1/ns/instance?", "register", k);
+    q->core = true;
     add_place(&q->target, i);
     add_details(&q->target, i);
 }
 
-static void v1_deregister(struct question *q, const struct key *k, const nacos_instance *i)
+static void v1_deregister(struct question *q, const struct key *k, const nacos_instance *i, const nacos_instance *const *with,
+                          size_t with_count)
 {
+    (void)with, (void)with_count;
     service_question(q, "DELETE", "/v1/ns/instance?", "deregister", k);
+    q->core = true;
     add_place(&q->target, i);
 }
 
@@ -387,14 +373,7 @@ static void v1_modify(struct question *q, const struct key *k, const nacos_insta
     add_details(&q->target, i);
 }
 
-static void v1_get_instance(struct question *q, const struct key *k, const nacos_instance *i)
-{
-    service_question(q, "GET", "/v1/ns/instance?", "read an instance of", k);
-    add_place(&q->target, i);
-    q->judge = judge_naming_json;
-}
-
-static struct hosts *v1_instance_answer(const struct http_response *r)
+static struct hosts *hosts_of_one(const struct http_response *r)
 {
     struct buf list;
     buf_init(&list, r->body.len + 32);
@@ -406,12 +385,22 @@ static struct hosts *v1_instance_answer(const struct http_response *r)
     return h;
 }
 
+static void v1_get_instance(struct question *q, const struct key *k, const nacos_instance *i)
+{
+    service_question(q, "GET", "/v1/ns/instance?", "read an instance of", k);
+    add_place(&q->target, i);
+    q->judge = judge_naming_json;
+    q->hosts = hosts_of_one;
+}
+
 static void v1_beat(struct question *q, const struct key *k, const nacos_instance *i, int64_t period_ms, bool light)
 {
     const char *cluster = i->cluster && *i->cluster ? i->cluster : "DEFAULT";
     service_question(q, "PUT", "/v1/ns/instance/beat?", "send a beat for", k);
     add_place(&q->target, i);
+    q->core = true;
     q->judge = judge_beat;
+    q->beat = beat_answer;
     if (light)
         return;
     /* 2.x takes the service from here: without its group the beat would be lost, with the answer that all is well */
@@ -423,17 +412,23 @@ static void v1_beat(struct question *q, const struct key *k, const nacos_instanc
                        1, "scheduled", 0, "period", (json_int_t)period_ms));
 }
 
-static void v1_list_instances(struct question *q, const struct key *k, const char *clusters, bool healthy_only,
-                              const struct push_address *push)
+static void v1_list_instances(struct question *q, const struct key *k, const char *clusters, bool healthy_only)
 {
     service_question(q, "GET", "/v1/ns/instance/list?", "list the instances of", k);
     buf_form(&q->target, "clusters", clusters && *clusters ? clusters : NULL);
     buf_puts(&q->target, healthy_only ? "&healthyOnly=true" : "&healthyOnly=false");
-    if (push && push->port) {
+    q->core = true;
+    q->judge = judge_hosts;
+    q->hosts = hosts_of_list;
+}
+
+static void v1_follow(struct question *q, const struct key *k, const char *clusters, const struct push_address *push)
+{
+    v1_list_instances(q, k, clusters, false);
+    if (push->port) {
         buf_printf(&q->target, "&udpPort=%d", push->port);
         buf_form(&q->target, "clientIP", push->ip);
     }
-    q->judge = judge_hosts;
 }
 
 static void v1_put_service(struct question *q, const struct key *k, const nacos_service_settings *o, bool update)
@@ -456,6 +451,13 @@ static void v1_remove_service(struct question *q, const struct key *k)
     service_question(q, "DELETE", "/v1/ns/service?", "remove the service", k);
 }
 
+static enum verdict judge_services(const struct question *q, const struct http_response *r, nacos_error *err)
+{
+    if (r->outcome == HTTP_ANSWERED && r->status == 200 && !body_has(r, "\"doms\""))
+        return judged(q, r, err, NACOS_PROTOCOL, VERDICT_NEXT, "the answer is no list of services");
+    return judge_naming_json(q, r, err);
+}
+
 static void v1_list_services(struct question *q, const struct key *k, int page, int page_size)
 {
     question_init(q, "GET", "/v1/ns/service/list?", "list services");
@@ -463,11 +465,14 @@ static void v1_list_services(struct question *q, const struct key *k, int page, 
     buf_printf(&q->target, "pageNo=%d&pageSize=%d", page, page_size);
     buf_form(&q->target, "groupName", k->group);
     buf_form(&q->target, "namespaceId", *k->ns ? k->ns : NULL);
-    q->judge = judge_naming_json;
+    q->judge = judge_services;
 }
 
 const struct protocol protocol_v1 = {
     .name = "v1",
+    .detector = &detector_longpoll,
+    .beats = true,
+    .udp = true,
     .read = v1_read,
     .publish = v1_publish,
     .remove = v1_remove,
@@ -480,14 +485,11 @@ const struct protocol protocol_v1 = {
     .deregister_instance = v1_deregister,
     .modify_instance = v1_modify,
     .get_instance = v1_get_instance,
-    .instance_answer = v1_instance_answer,
     .beat = v1_beat,
-    .beat_answer = v1_beat_answer,
     .list_instances = v1_list_instances,
+    .follow = v1_follow,
     .put_service = v1_put_service,
     .get_service = v1_get_service,
     .remove_service = v1_remove_service,
     .list_services = v1_list_services,
 };
-
-const struct protocol protocol_v3_admin = {.name = "v3", .list = v3_list, .version = v3_version};

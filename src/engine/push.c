@@ -78,7 +78,7 @@ static void received(struct push_socket *s, size_t len, const struct sockaddr *f
         return;
     }
     acknowledge(s, &d, from);
-    if (d.hosts && subscribe_pushed(c, d.hosts, known, &why))
+    if (d.hosts && subscribe_pushed(c, d.hosts, known, NACOS_VIA_UDP, &why))
         count(c, true);
     else
         drop(c, name, d.hosts ? why : "it brings no list");

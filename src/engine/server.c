@@ -145,6 +145,7 @@ void servers_failed(struct servers *s, const char *origin, int64_t now)
     int64_t rest = (int64_t)REST_MIN_MS << (v->failures < 5 ? v->failures : 5);
     v->failures++;
     v->version[0] = 0; /* it may come back as another */
+    v->refused = 0;
     v->rest_until = now + (rest < REST_MAX_MS ? rest : REST_MAX_MS);
 }
 

@@ -14,6 +14,7 @@
 struct server {
     char origin[128]; /* "http://host:port" */
     char version[32]; /* as it names it; empty: not asked yet */
+    unsigned refused; /* what it does not offer over HTTP, whatever its version says; the bits are dialect's */
     char ip[46];      /* its address, and ours towards it; empty: no answer yet, or by a proxy */
     char local_ip[46];
     int64_t rest_until; /* monotonic ms; it failed and others come first until then */

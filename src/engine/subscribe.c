@@ -25,7 +25,7 @@ static struct hosts *current(const struct nacos_subscription *s)
 }
 
 /** Makes `h` the newest list; an event only if that is news. */
-static void deliver(struct nacos_subscription *s, struct hosts *h, nacos_source source, size_t held)
+static void deliver(struct nacos_subscription *s, struct hosts *h, nacos_source source, nacos_via via, size_t held)
 {
     nacos_engine *e = s->client->engine;
     struct event *ev = &s->event;
@@ -37,6 +37,8 @@ static void deliver(struct nacos_subscription *s, struct hosts *h, nacos_source 
         ev->hosts = hosts_ref(h);
     ev->held = held;
     ev->source = source;
+    if (news)
+        ev->via = via;
     if (news && !s->gone)
         engine_ready_locked(e, ev);
     pthread_mutex_unlock(&e->lock);
@@ -69,7 +71,7 @@ static bool drops_too_much(const struct nacos_subscription *s, size_t missing)
 }
 
 /** A server says that this is the list. */
-static void take(struct nacos_subscription *s, struct hosts *h)
+static void take(struct nacos_subscription *s, struct hosts *h, nacos_via via)
 {
     struct nacos_client *c = s->client;
     size_t missing =
@@ -95,7 +97,7 @@ static void take(struct nacos_subscription *s, struct hosts *h)
         log_write(c->log, LOG_WARN, "%s (group %s): %s", s->key.data_id, s->key.group,
                   missing ? "the missing instances are gone" : "the missing instances are back");
     }
-    deliver(s, merged ? merged : h, NACOS_FROM_SERVER, merged ? missing : 0);
+    deliver(s, merged ? merged : h, NACOS_FROM_SERVER, via, merged ? missing : 0);
     if (!merged && !c->no_snapshot)
         naming_save(c, &s->key, s->clusters, h);
     hosts_unref(merged);
@@ -107,7 +109,7 @@ static bool overridden(struct nacos_subscription *s)
     struct hosts *over = naming_failover(s->client, &s->key, s->clusters);
     if (over) {
         s->hold_until = 0;
-        deliver(s, over, NACOS_FROM_FAILOVER, 0);
+        deliver(s, over, NACOS_FROM_FAILOVER, NACOS_VIA_NONE, 0);
     }
     hosts_unref(over);
     return over != NULL;
@@ -129,38 +131,52 @@ static void hint(struct nacos_subscription *s)
 }
 
 /** Why a list that was pushed for this subscription cannot be taken; NULL: it was. */
-static const char *take_push(struct nacos_subscription *s, struct hosts *h)
+static const char *take_push(struct nacos_subscription *s, struct hosts *h, nacos_via via)
 {
     if (s->event.source == NACOS_FROM_FAILOVER)
         return "a failover file says what the list is";
     if (h->view.ref_time <= s->ref_time)
         return "it is not newer than what is known";
-    take(s, h);
+    struct hosts *mine = hosts_in_clusters(h, s->clusters);
+    if (!mine)
+        return "out of memory";
+    take(s, mine, via);
+    hosts_unref(mine);
     if (s->hold_until && !s->request)
         ask_later(s); /* not after the end of the hold */
     return NULL;
 }
 
-bool subscribe_pushed(struct nacos_client *c, struct hosts *h, bool trusted, const char **why)
+/** Does the push tell all that this subscription wants to know? A stream brings whole services. */
+static bool exact(const struct nacos_subscription *s, const struct hosts *h, nacos_via via)
 {
-    struct nacos_subscription *exact = NULL;
-    int matches = 0;
+    return subscribes(s, h) && (strcmp(s->clusters, h->clusters) == 0 || (via == NACOS_VIA_PUSH && !*h->clusters));
+}
+
+bool subscribe_pushed(struct nacos_client *c, struct hosts *h, bool trusted, nacos_via via, const char **why)
+{
+    struct nacos_subscription *first = NULL;
+    bool sure = trusted, taken = false;
     *why = "no such service is followed";
     for (struct nacos_subscription *s = c->subscriptions; s; s = s->next) {
-        if (subscribes(s, h) && strcmp(s->clusters, h->clusters) == 0) {
-            exact = s;
-            matches++;
-        }
+        if (!exact(s, h, via))
+            continue;
+        first = first ? first : s;
+        sure &= strcmp(s->key.ns, first->key.ns) == 0;
     }
-    /* a datagram names no namespace, and its sender may be anybody: then let the servers say what is true */
-    bool sure = matches == 1 && trusted, taken = false;
-    if (sure) {
-        *why = take_push(exact, h);
-        taken = *why == NULL;
+    /* a push names no namespace, and the sender of a datagram may be anybody: then let the servers say what is true */
+    sure &= first != NULL;
+    for (struct nacos_subscription *s = c->subscriptions; s && sure; s = s->next) {
+        if (!exact(s, h, via))
+            continue;
+        const char *not_taken = take_push(s, h, via);
+        if (!taken)
+            *why = not_taken;
+        taken |= !not_taken;
     }
     /* a server pushes with the clusters of the question that came last, once for all who follow the service */
     for (struct nacos_subscription *s = c->subscriptions; s; s = s->next) {
-        if (!subscribes(s, h) || (sure && (s == exact || !taken)))
+        if (!subscribes(s, h) || (sure && (exact(s, h, via) || !taken)))
             continue;
         hint(s);
         if (!sure)
@@ -180,13 +196,18 @@ static int64_t jitter(int64_t ms)
 
 static void ask_later(struct nacos_subscription *s)
 {
-    int64_t ms = s->interval, now = now_ms();
-    if (s->cache_ms && ms > s->cache_ms)
-        ms = s->cache_ms > CACHE_MIN_MS ? s->cache_ms : CACHE_MIN_MS;
-    if (s->pushable && ms > PUSH_INTERVAL_MS)
-        ms = PUSH_INTERVAL_MS;
+    const struct protocol *p = s->client->dialect.now;
+    int64_t ms = s->interval, now = now_ms(), follow = p ? p->follow_ms : 0;
+    if (follow) {
+        ms = ms > follow ? ms : follow;
+    } else {
+        if (s->cache_ms && ms > s->cache_ms)
+            ms = s->cache_ms > CACHE_MIN_MS ? s->cache_ms : CACHE_MIN_MS;
+        if (s->pushable && ms > PUSH_INTERVAL_MS)
+            ms = PUSH_INTERVAL_MS;
+    }
     int64_t retry = (int64_t)RETRY_MS << (s->failures < 6 ? s->failures : 6);
-    if (s->failures && ms > retry)
+    if ((s->failures || s->older) && ms > retry)
         ms = retry;
     ms = jitter(ms);
     if (s->hold_until && !s->failures && ms > s->hold_until - now) /* when a hold is over, an answer decides */
@@ -203,56 +224,151 @@ static void no_answer(struct nacos_subscription *s, const nacos_error *err)
     struct hosts *old = current(s) || c->no_snapshot || !config_unknown(err) ? NULL : naming_snapshot(c, &s->key, s->clusters);
     if (old) {
         log_write(c->log, LOG_WARN, "%s; the last list on disk is used until a server answers", err->message);
-        deliver(s, old, NACOS_FROM_SNAPSHOT, 0);
+        deliver(s, old, NACOS_FROM_SNAPSHOT, NACOS_VIA_NONE, 0);
     }
     hosts_unref(old);
 }
 
-static void on_answer(void *arg, const struct http_response *r, const nacos_error *err)
+/** Where servers that push by datagrams shall send them. */
+static struct push_address udp_address(struct nacos_client *c)
+{
+    return c->dialect.now && c->dialect.now->udp ? push_address(&c->push) : (struct push_address){0};
+}
+
+static void on_answer(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
 {
     struct nacos_subscription *s = arg;
     s->request = NULL;
     if (err->code == NACOS_CLOSED)
         return;
-    struct hosts *h = err->code == NACOS_OK ? hosts_parse(r->body.data, r->body.len) : NULL;
-    bool first_push = h && !s->pushable && s->asked && push_address(&s->client->push).port;
+    struct hosts *all = err->code == NACOS_OK ? question_hosts(q, r) : NULL, *h = all ? hosts_in_clusters(all, s->clusters) : NULL;
+    bool first_push = h && !s->pushable && udp_address(s->client).port;
+    hosts_unref(all);
     if (overridden(s)) {
         s->failures = h ? 0 : s->failures + 1;
+        s->older = false;
     } else if (h && h->view.ref_time && h->view.ref_time < s->ref_time && !s->older) {
         s->older = true; /* a push was faster than this answer. Twice in a row: it is another clock, of another server */
     } else if (h) {
         s->failures = 0;
         s->older = false;
-        take(s, h);
+        take(s, h, current(s) ? NACOS_VIA_COMPARE : NACOS_VIA_READ);
     } else {
         nacos_error odd = *err;
-        if (err->code == NACOS_OK) {
-            odd.code = NACOS_PROTOCOL;
-            snprintf(odd.message, sizeof odd.message,
-                     "cannot read the answer about %.500s (group %.256s) of %s: it is no list of instances", s->key.data_id,
-                     s->key.group, err->server);
-        }
+        if (err->code == NACOS_OK)
+            judged(q, r, &odd, NACOS_PROTOCOL, VERDICT_ANSWER, "the answer is no list of instances");
         no_answer(s, &odd);
     }
     hosts_unref(h);
-    if (first_push)
+    if (first_push || s->again)
         timer_set(&s->client->engine->timers, &s->timer, 0, ask, s); /* only now is it known which address to push to */
     else
         ask_later(s);
+}
+
+static bool word_follow(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    struct nacos_subscription *s = arg;
+    (void)err;
+    p->follow(q, &s->key, s->clusters, &s->push);
+    return true;
 }
 
 static void ask(void *arg)
 {
     struct nacos_subscription *s = arg;
     struct nacos_client *c = s->client;
-    struct push_address push = push_address(&c->push);
-    struct question q;
     s->asked = now_ms();
-    s->pushable = push.port != 0;
-    c->protocol->list_instances(&q, &s->key, s->clusters, false, &push);
-    s->request = request_start(c, &q, ASK_MS, on_answer, s);
+    s->again = false;
+    s->push = udp_address(c);
+    s->pushable = s->push.port != 0;
+    s->request = request_start(c, word_follow, ASK_MS, on_answer, s);
     if (!s->request)
         ask_later(s);
+}
+
+void subscribe_renew(struct nacos_client *c)
+{
+    for (struct nacos_subscription *s = c->subscriptions; s; s = s->next) {
+        s->failures = 0;
+        s->ref_time = 0; /* of another server's clock, perhaps */
+        if (s->request)
+            s->again = true;
+        else
+            timer_set(&c->engine->timers, &s->timer, 0, ask, s);
+    }
+}
+
+/** "Push no more of this", told to the server after its subscription is gone. */
+struct goodbye {
+    struct nacos_client *client;
+    struct key key;
+    char *clusters;
+};
+
+static bool same_service(const struct key *a, const struct key *b)
+{
+    return strcmp(a->data_id, b->data_id) == 0 && strcmp(a->group, b->group) == 0 && strcmp(a->ns, b->ns) == 0;
+}
+
+static bool followed(struct nacos_client *c, const struct key *k)
+{
+    struct nacos_subscription *s = c->subscriptions;
+    while (s && !same_service(&s->key, k))
+        s = s->next;
+    return s != NULL;
+}
+
+static bool word_goodbye(void *arg, const struct protocol *p, struct question *q, nacos_error *err)
+{
+    struct goodbye *g = arg;
+    (void)err;
+    if (!p->unfollow || followed(g->client, &g->key))
+        return false;
+    p->unfollow(q, &g->key, g->clusters);
+    q->retry = RETRY_NEVER; /* another connection was never told to push it */
+    return true;
+}
+
+static void free_goodbye(struct goodbye *g)
+{
+    free((char *)g->key.data_id);
+    free((char *)g->key.group);
+    free((char *)g->key.ns);
+    free(g->clusters);
+    free(g);
+}
+
+/** Whoever follows it again did not wait for this: in which order the server took the two nobody knows. */
+static void on_goodbye(void *arg, const struct question *q, const struct http_response *r, const nacos_error *err)
+{
+    struct goodbye *g = arg;
+    (void)r;
+    for (struct nacos_subscription *s = g->client->subscriptions; s && q && err->code != NACOS_CLOSED; s = s->next) {
+        if (!same_service(&s->key, &g->key))
+            continue;
+        if (s->request)
+            s->again = true;
+        else
+            hint(s);
+    }
+    free_goodbye(g);
+}
+
+/** Unless others of this client follow the service: a server knows one follower per connection. Takes key and clusters over. */
+static void say_goodbye(struct nacos_subscription *s)
+{
+    struct nacos_client *c = s->client;
+    struct goodbye *g;
+    if (c->closing || c->leaving || !c->dialect.now || !c->dialect.now->unfollow || followed(c, &s->key))
+        return;
+    if (!(g = malloc(sizeof *g)))
+        return;
+    *g = (struct goodbye){c, s->key, s->clusters};
+    s->key = (struct key){0};
+    s->clusters = NULL;
+    if (!request_start(c, word_goodbye, ASK_MS, on_goodbye, g))
+        free_goodbye(g);
 }
 
 /* ---- the host's side ----------------------------------------------------------------------------------------------------- */
@@ -375,6 +491,7 @@ static void end(struct nacos_subscription *s)
     if (s->event.queued || s->told)
         engine_withdraw_locked(e, s->event.id);
     pthread_mutex_unlock(&e->lock);
+    say_goodbye(s);
     free_memory(s);
 }
 

@@ -23,19 +23,23 @@ struct nacos_subscription {
     double max_drop;
     struct timer timer; /* the next question */
     struct request *request;
-    int64_t asked;      /* when the last question was put */
-    int64_t cache_ms;   /* as the server said; 0: not yet */
-    int64_t ref_time;   /* of the list taken last; 0: none */
-    bool older;         /* the last answer was older than that, and was not taken */
-    bool pushable;      /* the last question asked for pushes */
-    int failures;       /* questions in a row without an answer */
-    int64_t hold_until; /* 0: nothing is held */
-    nacos_code trouble; /* the last one told */
-    bool told;          /* a TROUBLE event was ever sent */
+    int64_t asked;            /* when the last question was put */
+    int64_t cache_ms;         /* as the server said; 0: not yet */
+    int64_t ref_time;         /* of the list taken last; 0: none */
+    bool again;               /* once more when the question under way is answered */
+    bool older;               /* the last answer was older than that, and was not taken */
+    struct push_address push; /* that the last question named */
+    bool pushable;            /* there was one */
+    int failures;             /* questions in a row without an answer */
+    int64_t hold_until;       /* 0: nothing is held */
+    nacos_code trouble;       /* the last one told */
+    bool told;                /* a TROUBLE event was ever sent */
 };
 
 /** A server pushed this list. `trusted`: the sender may be believed. False: it is of no use, `why` says so. */
-bool subscribe_pushed(struct nacos_client *c, struct hosts *h, bool trusted, const char **why);
+bool subscribe_pushed(struct nacos_client *c, struct hosts *h, bool trusted, nacos_via via, const char **why);
+/** Another dialect is in use, or another connection: all ask anew. */
+void subscribe_renew(struct nacos_client *c);
 /** On the loop: frees all subscriptions of the client. */
 void subscribe_shut(struct nacos_client *c);
 

@@ -109,3 +109,10 @@ void timer_set(struct timers *t, struct timer *tm, int64_t ms, void (*fire)(void
     if (t->heap[0] == tm)
         arm(t);
 }
+
+int64_t jittered(int64_t ms)
+{
+    uint32_t dice = 0;
+    uv_random(NULL, NULL, &dice, sizeof dice, 0, NULL);
+    return ms / 2 + (int64_t)(dice % (uint32_t)(ms / 2 + 1));
+}

@@ -28,5 +28,7 @@ void timers_free(struct timers *t);
 /** Calls fire(arg) once, at the earliest `ms` from now and never from inside this call. Setting a set timer moves it. */
 void timer_set(struct timers *t, struct timer *tm, int64_t ms, void (*fire)(void *), void *arg);
 void timer_clear(struct timers *t, struct timer *tm);
+/** Between half of it and all, by chance: so that not everybody comes at the same moment. */
+int64_t jittered(int64_t ms);
 
 #endif
