@@ -49,6 +49,9 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field push boolean|nil                    # ask servers to push changes of services over UDP, true
 ---@field push_port integer|nil               # UDP port for that; default and 0: any free one
 ---@field push_ip string|nil                  # address that servers push to; default: that of the connection to the server
+---@field protocol "auto"|"grpc"|"v3"|"v1"|nil # how to speak with servers; default "auto": gRPC where it can be reached
+---@field grpc_port_offset integer|nil        # the gRPC port is the server's port plus this, 1000
+---@field poll_interval number|nil            # seconds between two looks at a watched item where servers tell of no changes (v3), 5
 
 ---@class nacos.GetArgs
 ---@field data_id string
@@ -94,10 +97,23 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field source string|nil
 ---@field confirmed number|nil  # unix seconds: when a server last said that this is the newest
 ---@field server string|nil     # of a watch: that told the value, or that there is none
+---@field via nacos.Via|nil     # of a watch
+
+---@alias nacos.Via
+---| "read"    # it was read for itself: the first value, or after a failure
+---| "poll"    # a long poll told of the change
+---| "compare" # it was asked for again, and was another one
+---| "push"    # pushed over gRPC
+---| "udp"     # pushed as a datagram
 
 ---@class nacos.Status
 ---@field server string|nil     # in use
 ---@field connected boolean     # the last exchange worked
+---@field protocol "grpc"|"v3"|"v1"|nil # in use; nil: not known yet
+---@field protocol_why string|nil # a sentence: why this one, or why it cannot be had at the moment
+---@field server_version string|nil # of the server in use; nil: not known
+---@field link boolean          # the gRPC stream is up
+---@field reconnects integer    # times it had to be opened again
 ---@field watches integer
 ---@field polls integer         # long polls held now
 ---@field requests integer
@@ -109,7 +125,7 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field subscriptions integer     # followed services
 ---@field beats integer             # answered
 ---@field reregistrations integer   # times a server had forgotten an instance
----@field pushes integer            # datagrams that brought a list
+---@field pushes integer            # that brought news, over gRPC or UDP
 ---@field pushes_dropped integer    # forged, broken, old or not asked for
 ---@field entries_skipped integer   # of instance lists: no instances, or twice
 ---@field last_error nacos.Error|nil
@@ -123,6 +139,7 @@ local CAS_SINCE = { 2, 3, 0 } -- servers before it ignore casMd5 over HTTP and o
 ---@field md5 string|nil
 ---@field type string|nil       # "json", "yaml", "properties", "xml", "html", "toml", "text"
 ---@field source "server"|"failover"|"snapshot"|nil
+---@field via nacos.Via|nil     # how the client learned of it
 
 ---@class nacos.Client
 local Client = {}
@@ -146,6 +163,7 @@ local SETTABLE = {
   default_timeout = { type = "number", above = 0, default = 3 },
   pulling_timeout = { type = "number", min = 1, max = 600, default = 30 },
   pulling_config_size = { type = "number", integer = true, min = 1, max = 10000, default = 3000 },
+  poll_interval = { type = "number", min = 0.1, max = 3600, default = 5 },
   callback_thread_num = { type = "number", integer = true, min = 1, default = 10 },
   failover_base = { type = "string", default = "nacos-data/data" },
   snapshot_base = { type = "string", default = "nacos-data/snapshot" },
@@ -180,6 +198,10 @@ local OPTIONS = {
   push_ip = { type = "string", check = function(ip)
     local field, why = core.check_instance { ip = ip, port = 1 }
     return field == "ip" and why or nil
+  end },
+  protocol = { type = "string", one_of = { "auto", "grpc", "v3", "v1" }, default = "auto" },
+  grpc_port_offset = { type = "number", integer = true, min = -65534, max = 65534, default = 1000, check = function(offset)
+    return offset == 0 and "must not be 0: gRPC has a port of its own" or nil
   end },
 }
 for name, rule in pairs(SETTABLE) do
@@ -259,8 +281,8 @@ local function new(opts)
 end
 
 ---Change options of a running client; those not given stay as they are.
----It takes default_timeout, pulling_timeout, pulling_config_size, callback_thread_num, failover_base, snapshot_base, no_snapshot,
----proxies, max_response_size and log_level.
+---It takes default_timeout, pulling_timeout, pulling_config_size, poll_interval, callback_thread_num, failover_base, snapshot_base,
+---no_snapshot, proxies, max_response_size and log_level.
 ---@param opts nacos.Options
 ---@return true|nil
 ---@return nacos.Error|nil
@@ -360,9 +382,19 @@ local function parse_version(text)
   return tonumber(a), tonumber(b), tonumber(c) or 0
 end
 
----True when the server is known to honour casMd5. One that silently ignores it would overwrite what somebody else wrote.
+---True when the server is known to honour casMd5: by gRPC each does, over HTTP those of 2.3.0 and later. One that silently ignores it
+---would overwrite what somebody else wrote.
 local function cas_works(self, timeout)
+  local function by_grpc()
+    return (self.core:status() or {}).protocol == "grpc"
+  end
+  if by_grpc() then
+    return true
+  end
   local event = await(self.core:version(timeout))
+  if by_grpc() then -- it was not known before
+    return true
+  end
   if event.error and event.error.code ~= "unsupported" then
     return nil, event.error
   end
@@ -488,13 +520,9 @@ local function text(value)
   return type(value) == "string" and value or nil -- JSON's null is a userdata
 end
 
----@param body string # v1: the page itself; v3: {"code":0,"data":page}
 local function read_page(self, body, a)
   json = json or require "cjson.safe"
   local page = json.decode(body)
-  if type(page) == "table" and type(page.data) == "table" then
-    page = page.data
-  end
   if type(page) ~= "table" or type(page.pageItems) ~= "table" then
     return nil, core.error("protocol", "cannot list configurations: the server's answer is not a page of them")
   end
@@ -502,7 +530,7 @@ local function read_page(self, body, a)
   for i, item in ipairs(page.pageItems) do
     items[i] = {
       data_id = text(item.dataId),
-      group = text(item.group) or text(item.groupName),
+      group = text(item.group),
       namespace = self.namespace,
       content = text(item.content),
       md5 = text(item.md5),
@@ -599,6 +627,7 @@ local function set_change(self, item, value)
   item.change = {
     data_id = item.data_id, group = item.group, namespace = self.namespace,
     content = value.content, raw_content = value.content, md5 = value.md5, type = value.type, source = value.source,
+    via = value.via,
   }
 end
 
@@ -818,9 +847,9 @@ end
 local CLOSE = { deregister = { type = "boolean", default = true } }
 
 ---End everything of the client: its requests answer "closed", its callbacks are not called any more, its registered instances are
----taken out of the server, unless `deregister = false`: then they stay until the server misses their beats. Returns within 100 ms,
----also with a long poll in flight and from inside a callback; deregistering goes on for up to 3 s, which the end of the Lua state
----waits for. Closing twice is fine.
+---taken out of the server, unless `deregister = false`: then they stay until the server misses their beats (over gRPC it misses the
+---connection at once). Returns within 100 ms, also with a long poll in flight and from inside a callback; deregistering goes on for
+---up to 3 s, which the end of the Lua state waits for. Closing twice is fine.
 ---@param opts { deregister: boolean|nil }|nil
 function Client:close(opts)
   local o = options.check(CLOSE, opts, "close", 2)

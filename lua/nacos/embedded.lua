@@ -19,13 +19,26 @@ local embedded = {}
 ---@field tls_key string|nil      # PEM file, the key of tls_cert
 ---@field tls_ca string|nil       # PEM file: only clients with a certificate of this CA get in
 ---@field faults boolean|nil      # serve /__lunacos/ too, by which tests inject faults and see the requests; default false
----@field version string|nil      # the version it claims to be; default "2.5.1"
+---@field version string|nil      # the version it claims to be; default "3.1.0", or "2.5.1" when it does not speak v3
+---@field api string|nil          # what it speaks, comma separated; default "v1,v3,grpc"
+---@field grpc_port integer|nil   # for gRPC; default: port + 1000, as clients expect it
 
 local KINDS = {
   host = "string", port = "integer", context_path = "string", faults = "boolean", lag = "number", push_delay = "number",
   version = "string", username = "string", password = "string", password_file = "string", token_ttl = "integer",
-  tls_cert = "string", tls_key = "string", tls_ca = "string",
+  tls_cert = "string", tls_key = "string", tls_ca = "string", api = "string", grpc_port = "integer",
 }
+
+local APIS = { v1 = true, v3 = true, grpc = true }
+
+---What is wrong with the option `api`.
+local function api_problem(api)
+  for name in (api .. ","):gmatch("([^,]*),") do
+    if not APIS[name] then
+      return ("option 'api' must be some of v1, v3, grpc, comma separated, got '%s'"):format(name)
+    end
+  end
+end
 
 local function is_a(kind, value)
   if kind == "integer" then
@@ -48,9 +61,13 @@ local function complaint(options)
     end
   end
   local port, ttl, lag, path = options.port or 0, options.token_ttl or 1, options.lag or 0, options.context_path or "/"
-  local delay = options.push_delay or 0
+  local delay, bad_api = options.push_delay or 0, options.api and api_problem(options.api)
   if port < 0 or port > 65535 then
     return "option 'port' must be 0 to 65535, got " .. port
+  elseif options.grpc_port and (options.grpc_port < 1 or options.grpc_port > 65535) then
+    return "option 'grpc_port' must be 1 to 65535, got " .. options.grpc_port
+  elseif bad_api then
+    return bad_api
   elseif ttl < 1 then
     return "option 'token_ttl' must be at least 1 second, got " .. ttl
   elseif not (lag >= 0 and lag <= 3600) then
@@ -100,7 +117,9 @@ function embedded.serve(options)
     copy[name] = value
   end
   copy.context_path = copy.context_path and copy.context_path:gsub("/+$", "") or nil
-  copy.port, copy.token_ttl = math.floor(copy.port), copy.token_ttl and math.floor(copy.token_ttl)
+  for _, name in ipairs { "port", "grpc_port", "token_ttl" } do
+    copy[name] = copy[name] and math.floor(copy[name])
+  end
   if copy.password_file then
     local password, why = first_line(copy.password_file)
     if not password then

@@ -41,7 +41,7 @@ local FEW = 32          -- changes that are put into a sorted list one by one
 ---@field healthy boolean|nil               # true
 ---@field ephemeral boolean|nil             # true
 ---@field group_name string|nil             # "DEFAULT_GROUP"
----@field heartbeat_interval number|nil     # seconds, 5, at least 0.5; what the server says wins
+---@field heartbeat_interval number|nil     # seconds, 5, at least 0.5; what the server says wins. Over gRPC there are no heartbeats
 ---@field namespace_id string|nil           # default: the client's; "public" is the public one
 ---@field timeout number|nil                # seconds; default the option default_timeout
 
@@ -104,6 +104,7 @@ local FEW = 32          -- changes that are put into a sorted list one by one
 ---@field first boolean
 ---@field held integer                      # so many of `instances` the server no longer lists; see max_drop
 ---@field source "server"|"failover"|"snapshot"|nil
+---@field via nacos.Via|nil                 # how the client learned of it
 ---@field protection boolean                # too few are healthy: the server shows all of them as such
 
 ---@class nacos.SelectOptions
@@ -299,12 +300,9 @@ local function countdown(self, timeout)
   end
 end
 
----The object in an answer's JSON; 3.x wraps it as {"code":0,"data":…}.
+---The object in an answer's JSON.
 local function decode(event, doing)
   local answer = load_json().decode(event.content or "")
-  if type(answer) == "table" and type(answer.data) == "table" then
-    answer = answer.data
-  end
   if type(answer) ~= "table" then
     return nil, core.error("protocol", ("cannot %s: the server's answer is not a JSON object"):format(doing))
   end
@@ -849,7 +847,7 @@ function Watcher:deliver(callbacks)
   callbacks:call(self.fn, self.about, {
     service_name = item.service.name, group_name = item.service.group, namespace = item.namespace,
     instances = instances, added = lists.ADDED, modified = lists.MODIFIED, removed = lists.DELETED,
-    first = first, held = item.held, source = item.source, protection = item.protection,
+    first = first, held = item.held, source = item.source, via = item.via, protection = item.protection,
   })
 end
 
@@ -894,7 +892,7 @@ local function on_event(self, item, event)
     apply(item, change)
   end
   item.known, item.choices = true, {}
-  item.held, item.source, item.protection = event.held, event.source, event.protection
+  item.held, item.source, item.via, item.protection = event.held, event.source, event.via, event.protection
   for _, listener in ipairs({ table.unpack(item.listeners) }) do -- a callback may add and remove while we go
     if listener.observes then
       listener:deliver(AT_ONCE_HERE)

@@ -173,7 +173,9 @@ local function checked(rule, value, what)
       value = floor(value)
     end
   elseif type(value) == "string" and rule.one_of then
+    local nearest = options.nearest(value, rule.one_of)
     problem = "one of '" .. table.concat(rule.one_of, "', '") .. "' expected, got '" .. value .. "'"
+      .. (nearest and "; did you mean '" .. nearest .. "'?" or "")
     for _, allowed in ipairs(rule.one_of) do
       if allowed == value then
         problem = nil

@@ -121,6 +121,15 @@ static void set_source(lua_State *L, nacos_source source)
     }
 }
 
+static void set_via(lua_State *L, nacos_via via)
+{
+    static const char *const names[] = {NULL, "read", "poll", "compare", "push", "udp"};
+    if (via) {
+        lua_pushstring(L, names[via]);
+        lua_setfield(L, -2, "via");
+    }
+}
+
 static void set_value(lua_State *L, const nacos_value *v)
 {
     if (v->data) {
@@ -136,6 +145,7 @@ static void set_value(lua_State *L, const nacos_value *v)
         lua_setfield(L, -2, "type");
     }
     set_source(L, v->source);
+    set_via(L, v->via);
     if (v->confirmed > 0) {
         lua_pushnumber(L, v->confirmed);
         lua_setfield(L, -2, "confirmed");
@@ -237,6 +247,7 @@ static int push_event(lua_State *L, const nacos_event *ev)
     }
     if (ev->kind == NACOS_EVENT_SERVICE) {
         set_source(L, ev->value.source);
+        set_via(L, ev->value.via);
         set_changes(L, ev);
     }
     if (ev->kind == NACOS_EVENT_EXIT && ev->error.code == NACOS_OK) {
@@ -526,6 +537,9 @@ static nacos_options check_options(lua_State *L, int t)
         .max_response = (size_t)number_field(L, t, "max_response_size"),
         .push_port = bool_field(L, t, "push", 1) ? (int)number_field(L, t, "push_port") : -1,
         .push_ip = text_field(L, t, "push_ip"),
+        .protocol = text_field(L, t, "protocol"),
+        .grpc_port_offset = (int)number_field(L, t, "grpc_port_offset"),
+        .poll_interval_ms = (int)(number_field(L, t, "poll_interval") * 1000),
     };
 }
 
@@ -648,18 +662,27 @@ static int client_status(lua_State *L)
         return 2;
     nacos_status s;
     nacos_client_status(c, &s);
-    lua_createtable(L, 0, 18);
-    if (s.server[0]) {
-        lua_pushstring(L, s.server);
-        lua_setfield(L, -2, "server");
+    lua_createtable(L, 0, 24);
+    const struct {
+        const char *name, *text;
+    } texts[] = {
+        {"server", s.server}, {"protocol", s.protocol}, {"protocol_why", s.protocol_why}, {"server_version", s.server_version}};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        if (texts[i].text[0]) {
+            lua_pushstring(L, texts[i].text);
+            lua_setfield(L, -2, texts[i].name);
+        }
     }
     lua_pushboolean(L, s.connected);
     lua_setfield(L, -2, "connected");
+    lua_pushboolean(L, s.link);
+    lua_setfield(L, -2, "link");
     const struct {
         const char *name;
         uint64_t n;
     } numbers[] = {{"watches", (uint64_t)s.watches},
                    {"polls", (uint64_t)s.polls},
+                   {"reconnects", s.reconnects},
                    {"requests", s.requests},
                    {"failures", s.failures},
                    {"logins", s.logins},
@@ -731,8 +754,8 @@ static int watch_peek(lua_State *L)
     nacos_value v;
     if (!w || !nacos_peek(w, known, &v))
         return 0;
-    static const char *const all[] = {"source", "confirmed", "server", "content", "md5", "type"};
-    for (size_t i = 0; i < (v.version == known ? 3 : sizeof all / sizeof *all); i++) {
+    static const char *const all[] = {"source", "via", "confirmed", "server", "content", "md5", "type"};
+    for (size_t i = 0; i < (v.version == known ? 4 : sizeof all / sizeof *all); i++) {
         lua_pushnil(L);
         lua_setfield(L, 2, all[i]);
     }

@@ -403,7 +403,8 @@ function Agent:status()
   local result = {
     pid = math.tointeger(uv.os_getpid()), script = self.script, since = self.since,
     targets = {}, processes = {}, services = {}, pushes = {},
-    sources = self.sources:status(), ready = self.said_ready or false, reread_error = self.reread_error,
+    sources = self.sources:status(), servers = self.sources:servers(), ready = self.said_ready or false,
+    reread_error = self.reread_error,
   }
   for _, kind in ipairs { "targets", "processes", "services", "pushes" } do
     for _, item in pairs(self[kind]) do

@@ -626,6 +626,25 @@ function Sources:close()
   end
 end
 
+---How each client speaks with its server.
+---@return table[]
+function Sources:servers()
+  local clients, list = { self.client }, {}
+  for _, namespace in ipairs(formats.sorted_keys(self.clients)) do
+    clients[#clients + 1] = self.clients[namespace]
+  end
+  for _, client in ipairs(clients) do
+    local status = client:status()
+    if status then
+      list[#list + 1] = {
+        namespace = client.namespace, server = status.server, connected = status.connected, protocol = status.protocol,
+        why = status.protocol_why, version = status.server_version, link = status.link, reconnects = status.reconnects,
+      }
+    end
+  end
+  return list
+end
+
 ---What is watched now: as nacos.agent.Used, and `users` (how many), `age` (seconds since a server last said that it is so, else since it
 ---came), `trouble` (why it cannot be had now).
 ---@return table[]

@@ -84,7 +84,7 @@ end
 ---The globals a script finds.
 function agent.set_globals(args, settings)
   _G.nacos, _G.json, _G.yaml, _G.template = require("nacos"), require("cjson.safe"), require("lyaml"), require("nacos.template")
-  _G.connection, _G.group = common.connection(settings, "warn"), settings.group
+  _G.connection, _G.group = common.connection(settings, settings.verbose and "info" or "warn"), settings.group
   _G.arg = table.move(args.rest or {}, 1, #(args.rest or {}), 1, { [0] = args.script })
 end
 

@@ -6,6 +6,9 @@ local process = require("nacos.process")
 
 local AT_ONCE = 16          -- commands running; the others wait for their turn
 local PATIENCE = 3          -- seconds from TERM to KILL at the end
+local LOOK = 0.5            -- seconds between two looks at the protocol, for --verbose
+
+local HOW = { read = "read from", poll = "long poll at", compare = "asked for at", push = "gRPC push from", udp = "UDP push from" }
 
 ---@class nacos.cli.Commands
 local Commands = {}
@@ -97,10 +100,21 @@ function Commands:finish()
   end)
 end
 
+---With --verbose: how a change came.
+---@param name string # of the item
+---@param change { via: nacos.Via|nil, source: string|nil }
+local function tell_via(client, name, change)
+  common.tell_protocol(client)
+  local how = HOW[change.via]
+  common.note(("%s: %s"):format(name, how and ("%s %s"):format(how, client:status().server or "a server")
+    or ("from a %s file"):format(change.source)))
+end
+
 ---What `watch` and `subscribe` do around their changes: until TERM, INT or HUP, or until it makes no sense any more.
 ---@param args table # of the command: exec, rest
----@param begin fun(client: nacos.Client, told: fun(tell: function, ...): boolean, runner: nacos.cli.Commands)
----  begins to follow. told(tell, …) calls tell(…), which writes the change; false: nobody reads it any more, and the end is near.
+---@param begin fun(client: nacos.Client, told: fun(name: string, change: table, tell: function, ...): boolean, runner: nacos.cli.Commands)
+---  begins to follow. told(name, change, tell, …) calls tell(change, …), which writes the change; false: nobody reads it any more, and
+---  the end is near.
 ---@return integer code
 local function follow(args, settings, begin)
   if args.exec and #args.rest == 0 then
@@ -116,9 +130,12 @@ local function follow(args, settings, begin)
     if type(err) == "table" and err.code == "forbidden" then -- anything else is in the log, and it goes on trying
       fail(select(2, pcall(common.check, nil, err)))
     end
-  end)
-  local function told(tell, ...)
-    local ok, problem = pcall(tell, ...)
+  end, settings.verbose)
+  local function told(name, change, tell, ...)
+    if settings.verbose then
+      tell_via(client, name, change)
+    end
+    local ok, problem = pcall(tell, change, ...)
     if not ok then -- stdout is gone
       fail(problem)
     end
@@ -129,7 +146,12 @@ local function follow(args, settings, begin)
   end)
   nacos.run(function()
     begin(client, told, runner)
+    while settings.verbose do
+      common.tell_protocol(client)
+      nacos.sleep(LOOK)
+    end
   end)
+  common.tell_protocol(client) -- a refusal may have come before the first look
   client:close()
   if failure then
     error(failure, 0)

@@ -37,10 +37,24 @@ local WORDS = {
   heartbeat_interval = "--interval", interval = "--interval", hold = "--hold", max_drop = "--max-drop",
 }
 
+local told_why = setmetatable({}, { __mode = "k" }) -- clients of which that is wanted -> what was told last
+
+---With --verbose: tell which protocol a client uses and why, unless that was told before.
+---@param client nacos.Client
+function common.tell_protocol(client)
+  local status = told_why[client] and client:status()
+  local why = status and status.protocol and status.protocol_why
+  if why and why ~= told_why[client] then
+    told_why[client] = why
+    common.note(why)
+  end
+end
+
 ---Call a method of the client. What the client's own checks refuse is a wrong command line: leave the command.
 ---@return any ... # what the method returned
 function common.try(client, method, ...)
   local results = table.pack(pcall(client[method], client, ...))
+  common.tell_protocol(client)
   if results[1] then
     return table.unpack(results, 2, results.n)
   end
@@ -122,6 +136,14 @@ function common.seconds(text)
   return number
 end
 
+local function offset(text)
+  local number = math.tointeger(tonumber(text))
+  if not number then
+    return nil, "a whole number is needed, not '" .. text .. "'"
+  end
+  return number
+end
+
 local function yes_or_no(text)
   local words = { yes = true, ["true"] = true, on = true, ["1"] = true, no = false, ["false"] = false, off = false, ["0"] = false }
   local value = words[text:lower()]
@@ -153,6 +175,13 @@ local OPTIONS = {
     "Keep snapshots there and use them when no server answers (default: none are written or read)" },
   { "--no-snapshot", nil, "no_snapshot", nil, "No snapshots, whatever NACOS_SNAPSHOT_DIR says" },
   { "--failover-dir", "DIR", "failover_base", "NACOS_FAILOVER_DIR", "A file there comes before the server (default: none)" },
+  { "--protocol", "NAME", "protocol", "NACOS_PROTOCOL",
+    "auto, grpc, v3 or v1 (default auto: gRPC where its port can be reached, else HTTP as the server has it)" },
+  { "--grpc-port-offset", "N", "grpc_port_offset", "NACOS_GRPC_PORT_OFFSET",
+    "The gRPC port is the server's port plus this (default 1000)", offset },
+  { "--poll-interval", "SECONDS", "poll_interval", "NACOS_POLL_INTERVAL",
+    "How often to look at a watched configuration where servers tell of no changes: v3 (default 5)", common.seconds },
+  { "--verbose", nil, "verbose", nil, "Tell on stderr which protocol is used and why, and how each change came" },
   { "--log-level", "LEVEL", "log_level", "NACOS_LOG_LEVEL", "debug, info, warn, error or off" },
   { "--log-dir", "DIR", "log_dir", "NACOS_LOG_DIR", "Write the log there instead of stderr" },
 }
@@ -245,6 +274,7 @@ function common.connection(settings, log_level)
     key_file = settings.key_file, server_name = settings.server_name, log_dir = settings.log_dir,
     log_level = settings.log_level or log_level,
     snapshot_base = settings.snapshot_base, no_snapshot = settings.no_snapshot or settings.snapshot_base == nil,
+    protocol = settings.protocol, grpc_port_offset = settings.grpc_port_offset, poll_interval = settings.poll_interval,
     failover_base = settings.failover_base or "/dev/null", -- nothing can be below it: a file in ./nacos-data must not surprise
   }
   if settings.ak then
@@ -272,8 +302,9 @@ end
 ---A client, or the end of the command when the options are no good.
 ---@param connection nacos.Options # as common.connection() made them
 ---@param on_error fun(err: any, about: table)|nil
+---@param verbose boolean|nil      # tell about the protocol, see common.tell_protocol
 ---@return nacos.Client
-function common.open(connection, on_error)
+function common.open(connection, on_error, verbose)
   local options = { on_error = on_error }
   for name, value in pairs(connection) do
     options[name] = value
@@ -284,12 +315,13 @@ function common.open(connection, on_error)
     common.fail(common.USAGE, option and option .. ": " .. reason
       or (tostring(client):gsub("^[^%s:]+:%d+: ", ""):gsub(" %(in '.-'%)$", "")))
   end
+  told_why[client] = verbose and "" or nil
   return client
 end
 
 ---The client of a command that tells its failures itself.
 function common.client(settings, on_error)
-  return common.open(common.connection(settings, "off"), on_error)
+  return common.open(common.connection(settings, "off"), on_error, settings.verbose)
 end
 
 ---@return string content

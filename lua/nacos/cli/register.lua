@@ -20,9 +20,9 @@ Examples:
 Names: a service's has no white space and no "@@", at most 512 bytes; a cluster's has letters,
 digits and "-", at most 64 bytes.
 
-It stays in the foreground, beats, and takes the instance out of the service at TERM, INT or HUP,
-exit code 0. While no server answers it goes on trying. A line on stderr says when the instance
-is registered.
+It stays in the foreground, beats (over gRPC: keeps its connection), and takes the instance out of
+the service at TERM, INT or HUP, exit code 0. While no server answers it goes on trying. A line on
+stderr says when the instance is registered.
 
 With a COMMAND the instance lives as long as the command does: the command starts at once, gets
 every TERM, INT and HUP that lunacos gets, and its exit code (128 + the signal that ended it)
@@ -49,7 +49,7 @@ function register.setup(parser)
   options[#options + 1] = parser:option("--meta"):argname("NAME=VALUE"):count("*"):convert(pair):description(
     "An entry of its metadata; may be given again")
   options[#options + 1] = parser:option("--interval"):argname("SECONDS"):convert(instance.number):description(
-    "Time between two beats (default 5; the server may say another)")
+    "Time between two beats (default 5; the server may say another; over gRPC there are none)")
   return options
 end
 

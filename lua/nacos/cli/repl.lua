@@ -60,7 +60,7 @@ end
 function repl.run(_, settings)
   local nacos = require("nacos")
   _G.nacos, _G.json, _G.yaml, _G.template = nacos, require("cjson.safe"), require("lyaml"), require("nacos.template")
-  _G.connection, _G.group = common.connection(settings, "warn"), settings.group
+  _G.connection, _G.group = common.connection(settings, settings.verbose and "info" or "warn"), settings.group
   _G.client = common.open(_G.connection, function(err)
     common.note(tostring(err))
   end)

@@ -11,9 +11,11 @@ Examples:
   lunacos server &
   lunacos server --port 0 --lag 0.1 --username dev --password-file ./password
 
-One line on stdout says where it listens. It speaks the v1 API of a Nacos 2.5 server for
-configurations and services, UDP pushes included, and forgets everything when it ends (TERM or
-INT, exit code 0). It is not a production server: no cluster, no disk, no permissions beyond
+  lunacos server --api v1 --claim 2.0.4
+
+One line on stdout says where it listens. It speaks gRPC and the HTTP APIs v1 and v3 of Nacos for
+configurations and services, pushes included, and forgets everything when it ends (TERM or INT,
+exit code 0). It is not a production server: no cluster, no disk, no permissions beyond
 one user.]],
 }
 
@@ -36,7 +38,10 @@ function server.setup(parser)
     parser:option("--tls-cert"):argname("FILE"):description("Serve https with this certificate"),
     parser:option("--tls-key"):argname("FILE"):description("Key of the certificate"),
     parser:option("--tls-ca"):argname("FILE"):description("Ask clients for a certificate signed by this one"),
-    parser:option("--claim"):argname("VERSION"):description("Version of Nacos to claim (default 2.5.1)"),
+    parser:option("--claim"):argname("VERSION"):description("Version of Nacos to claim (default 3.1.0, or 2.5.1 without v3)"),
+    parser:option("--api"):argname("NAMES"):description("What to speak: some of v1,v3,grpc (default: all)"),
+    parser:option("--grpc-port"):argname("PORT"):convert(number):description(
+      "Port of gRPC (default: the port and 1000, as clients expect it)"),
     parser:flag("--faults"):description(
       "Also serve /__lunacos/… for tests: faults to order, requests seen, POST …/naming/forget to lose every instance"),
   }
@@ -58,6 +63,7 @@ function server.run(args)
     host = args.host, port = args.port, context_path = args.context_path, username = args.username,
     password = read_password(args), token_ttl = args.token_ttl, lag = args.lag, push_delay = args.push_delay,
     tls_cert = args.tls_cert, tls_key = args.tls_key, tls_ca = args.tls_ca, faults = args.faults, version = args.claim,
+    api = args.api, grpc_port = args.grpc_port,
   }))
   local raised, ok, problem = not results[1], results[2], results[3]
   if raised then

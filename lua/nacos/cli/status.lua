@@ -14,8 +14,9 @@ Examples:
   lunacos status --json | jq '.targets[] | select(.state != "ok")'
   until lunacos status >/dev/null; do sleep 1; done
 
-A line has the kind (file, group, process, service, push; config … for a key that cannot be had
-now), the name, the state, since when, and more. Targets (files and groups) are
+A line has the kind (server, file, group, process, service, push; config … for a key that cannot
+be had now), the name, the state, since when, and more; that of a server which protocol is used
+with it, and why. Targets (files and groups) are
 
   ok        as wanted, and loaded by who reads it
   pinned    kept at one generation, see `lunacos pin`
@@ -107,6 +108,23 @@ local function troubled(sources)
   return list
 end
 
+---The servers in use; one line for all clients that use one in the same way.
+local function servers(answer)
+  local rows, seen = {}, {}
+  for _, item in ipairs(answer.servers or {}) do
+    local why, version = look.line(item.why or ""), look.line(item.version or "")
+    if not why:find(version, 1, true) then
+      why = ("%s (Nacos %s)"):format(why, version)
+    end
+    local row = { "server", item.server or "-", item.connected and "connected" or "away", "-", why }
+    local key = table.concat(row, "\t")
+    if not seen[key] then
+      seen[key], rows[#rows + 1] = true, row
+    end
+  end
+  return rows
+end
+
 local function show(answer)
   if answer.pid then
     common.write(("%s: pid %d, up %s\n"):format(answer.script or "agent", answer.pid, look.age(answer.since)))
@@ -114,7 +132,7 @@ local function show(answer)
   if answer.reread_error then
     common.write("the scripts on disk are not taken over: ", look.line(answer.reread_error), "\n")
   end
-  local rows = { { "KIND", "NAME", "STATE", "SINCE", "" } }
+  local rows = { { "KIND", "NAME", "STATE", "SINCE", "" }, table.unpack(servers(answer)) }
   for _, target in ipairs(answer.targets) do
     rows[#rows + 1] = { target.kind, target.name, target.state, look.age(target.since), about_target(target) }
   end

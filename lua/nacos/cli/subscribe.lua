@@ -17,7 +17,8 @@ Examples:
 
 The present instances come first, as ADDED, then every change. A line has the event (ADDED,
 MODIFIED or DELETED), the service, ip:port, the cluster, the weight and healthy or unhealthy,
-separated by tabs. --json writes one object per change instead. An answer that lacks more than
+separated by tabs. --json writes one object per change instead. --verbose tells on stderr how each
+change came (gRPC push, UDP push …) and which protocol is used. An answer that lacks more than
 --max-drop of the instances is believed when it has stood for --hold seconds; a warning on stderr
 says so.
 
@@ -95,7 +96,7 @@ function subscribe.run(args, settings)
   return commands.follow(args, settings, function(client, told, runner)
     local function on_change(change)
       local event = event_of(change)
-      if told(tell, change, args.json) and args.exec and event then
+      if told(change.service_name, change, tell, args.json) and args.exec and event then
         runner:run(change.service_name, {
           env = {
             NACOS_SERVICE = change.service_name, NACOS_GROUP = change.group_name, NACOS_NAMESPACE = change.namespace,

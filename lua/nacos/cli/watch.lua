@@ -17,7 +17,8 @@ Examples:
 
 The present value comes first, then every change. A line has the data id, the group, the event
 (changed or deleted) and the md5 (- when deleted), separated by tabs. --json writes one object
-per change instead, with the content.
+per change instead, with the content. --verbose tells on stderr how each change came (gRPC push,
+long poll …) and which protocol is used, and why.
 
 --exec must come last. The command gets the content on stdin and NACOS_DATA_ID, NACOS_GROUP,
 NACOS_NAMESPACE, NACOS_MD5 and NACOS_EVENT in its environment; one word is a line for sh,
@@ -52,7 +53,7 @@ function watch.run(args, settings)
   return commands.follow(args, settings, function(client, told, runner)
     local function on_change(change)
       local event = change.content == nil and "deleted" or "changed"
-      if told(tell, change, event, args.json) then
+      if told(change.data_id, change, tell, event, args.json) then
         runner:run(change.data_id, {
           env = {
             NACOS_DATA_ID = change.data_id, NACOS_GROUP = change.group, NACOS_NAMESPACE = change.namespace or "",
