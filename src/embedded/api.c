@@ -72,29 +72,34 @@ static void unknown_user(const char *username, const char *before, char message[
     snprintf(message, 300, "%sUser %.200s not found", before, username);
 }
 
-bool request_allowed(struct request *r)
+const char *request_refusal(struct request *r)
 {
     const struct access *a = &r->service->auth;
     if (!access_enabled(a))
-        return true;
+        return NULL;
     const char *token = bearer(r);
     if (!token)
         token = param_or_header(r, "accessToken");
-    const char *username = param_or_header(r, "username"), *password = param_or_header(r, "password"), *why = "user not found!";
-    if (!text_blank(token)) {
-        why = access_refusal(a, token);
-    } else if (!text_blank(username) && !text_blank(password)) {
-        if (strcmp(username, a->username) != 0) {
-            char message[300];
-            unknown_user(username, "Server failed, ", message);
-            request_error_page(r, 500, message);
-            return false;
-        }
-        why = access_password_ok(a, username, password) ? NULL : why;
-    }
-    if (why)
+    if (!text_blank(token))
+        return access_refusal(a, token);
+    return access_password_ok(a, param_or_header(r, "username"), param_or_header(r, "password")) ? NULL : "user not found!";
+}
+
+bool request_allowed(struct request *r)
+{
+    const char *why = request_refusal(r);
+    if (!why)
+        return true;
+    const char *username = param_or_header(r, "username"), *password = param_or_header(r, "password");
+    bool by_token = bearer(r) || !text_blank(param_or_header(r, "accessToken"));
+    if (!by_token && !text_blank(username) && !text_blank(password) && strcmp(username, r->service->auth.username) != 0) {
+        char message[300];
+        unknown_user(username, "Server failed, ", message);
+        request_error_page(r, 500, message);
+    } else {
         request_error_page(r, 403, why);
-    return !why;
+    }
+    return false;
 }
 
 static void logged_in(struct request *r, const char *token, const char *username)
@@ -157,10 +162,10 @@ static void state(struct request *r)
     snprintf(port, sizeof port, "%d", r->service->port);
     const char *version = r->service->options->version;
     reply_json(&r->reply, 200, TYPE_JSON,
-               json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version ? version : "2.5.1",
-                         "standalone_mode", "standalone", "function_mode", "server_port", port, "auth_enabled",
-                         access_enabled(&r->service->auth) ? "true" : "false", "auth_system_type", "nacos", "auth_admin_request",
-                         "false", "console_ui_enabled", "true", "login_page_enabled", "false", "maxContent", "10485760"));
+               json_pack("{s:s, s:s, s:n, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "version", version, "standalone_mode", "standalone",
+                         "function_mode", "server_port", port, "auth_enabled", access_enabled(&r->service->auth) ? "true" : "false",
+                         "auth_system_type", "nacos", "auth_admin_request", "false", "console_ui_enabled", "true",
+                         "login_page_enabled", "false", "maxContent", "10485760"));
 }
 
 static void namespaces(struct request *r)
@@ -238,6 +243,19 @@ static void small(struct request *r, const char *path)
     }
 }
 
+/** A 3.2 server has no v1 any more, but for the login and the metrics. True: answered. */
+static bool is_gone(struct request *r, const char *path)
+{
+    if (strncmp(path, "/v1/", 4) != 0 || embedded_serves(r->service->options, "v1") || is(path, "/v1/auth/login") ||
+        is(path, "/v1/auth/users/login") || is(path, "/v1/ns/operator/metrics"))
+        return false;
+    char message[512];
+    bool naming = strncmp(path, "/v1/ns/", 7) == 0;
+    snprintf(message, sizeof message, naming ? "no such api:%.32s:%.400s" : "No endpoint %.32s %.400s.", r->method, r->path);
+    request_error_page(r, naming ? 501 : 404, message);
+    return true;
+}
+
 static void route(struct request *r)
 {
     const char *context = r->service->options->context_path;
@@ -249,6 +267,10 @@ static void route(struct request *r)
         reply_text(&r->reply, 404, "text/html;charset=utf-8",
                    "<!doctype html><html lang=\"en\"><head><title>HTTP Status 404 - Not Found</title></head>"
                    "<body><h1>HTTP Status 404 - Not Found</h1></body></html>");
+    } else if (is_gone(r, path)) {
+        /* answered */
+    } else if (strncmp(path, "/v3/", 4) == 0 && embedded_serves(r->service->options, "v3")) {
+        v3_handle(r, path + 4);
     } else if (is(path, CONFIGS)) {
         configs(r, "");
         return;
@@ -319,6 +341,9 @@ void api_begin(struct request *r)
         break;
     case FAULT_GARBAGE:
     case FAULT_HANG:
+    case FAULT_CODE: /* these are never matched here */
+    case FAULT_RESET:
+    case FAULT_GRPC_STATUS:
         request_answer(r);
     }
 }

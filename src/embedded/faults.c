@@ -25,7 +25,7 @@ void faults_clear(struct faults *f)
     *f = (struct faults){0};
 }
 
-enum wanted { TEXT, NUMBER, INTEGER, TRUE, OBJECT };
+enum wanted { TEXT, NUMBER, INTEGER, CODE, TRUE, OBJECT };
 
 static const struct member {
     const char *name;
@@ -43,7 +43,10 @@ static const struct member {
                {"garbage", TRUE, FAULT_GARBAGE},
                {"length", INTEGER, FAULT_LENGTH},
                {"endless", TRUE, FAULT_ENDLESS},
-               {"hang", TRUE, FAULT_HANG}};
+               {"hang", TRUE, FAULT_HANG},
+               {"code", CODE, FAULT_CODE},
+               {"reset", TRUE, FAULT_RESET},
+               {"grpc_status", INTEGER, FAULT_GRPC_STATUS}};
 
 static bool fits(const json_t *value, enum wanted wanted)
 {
@@ -55,6 +58,8 @@ static bool fits(const json_t *value, enum wanted wanted)
     case INTEGER:
         /* a number like 200.0 is what a Lua JSON writer may make of 200 */
         return json_is_number(value) && json_number_value(value) >= 0 && json_number_value(value) < 1e15;
+    case CODE: /* there are negative ones */
+        return json_is_number(value) && json_number_value(value) > -1e6 && json_number_value(value) < 1e6;
     case TRUE:
         return json_is_true(value);
     case OBJECT:
@@ -154,7 +159,8 @@ static bool applies(const struct fault *fault, const char *path, const char *met
 {
     size_t n = strlen(fault->path);
     bool here = fault->prefix ? strncmp(path, fault->path, n - 1) == 0 : strcmp(path, fault->path) == 0;
-    return here && (!fault->method || strcasecmp(fault->method, method) == 0) &&
+    bool able = fault->kind < FAULT_CODE || strcmp(method, "GRPC") == 0;
+    return here && able && (!fault->method || strcasecmp(fault->method, method) == 0) &&
            (!fault->data_id || (data_id && strcmp(fault->data_id, data_id) == 0));
 }
 
@@ -217,6 +223,9 @@ bool fault_bytes(const struct fault *fault, const struct reply *reply, struct bu
     case FAULT_DELAY:
     case FAULT_STATUS:
     case FAULT_ENDLESS:
+    case FAULT_CODE:
+    case FAULT_RESET:
+    case FAULT_GRPC_STATUS:
         break;
     }
     return false;

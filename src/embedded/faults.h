@@ -9,13 +9,17 @@
 #include "embedded/reply.h"
 
 enum fault_kind {
-    FAULT_DELAY,   /* the normal answer, late */
+    FAULT_DELAY,   /* the normal answer, late; of gRPC: or what `body` and the type in `headers` say */
     FAULT_STATUS,  /* another answer; the request does nothing */
     FAULT_DROP,    /* the first `number` bytes of the normal answer, then the connection closes */
     FAULT_GARBAGE, /* bytes that are not HTTP, then close; the request does nothing */
     FAULT_LENGTH,  /* the normal answer with `number` as its Content-Length, then close */
     FAULT_ENDLESS, /* 200 and a body without end; the request does nothing */
-    FAULT_HANG     /* never an answer; the request does nothing */
+    FAULT_HANG,    /* never an answer; the request does nothing */
+    /* of calls of gRPC only, whose `path` is the type of the message and whose method is GRPC; the request does nothing: */
+    FAULT_CODE,       /* an ErrorResponse with `number` as its errorCode */
+    FAULT_RESET,      /* RST_STREAM */
+    FAULT_GRPC_STATUS /* `number` is the grpc-status, and no message comes */
 };
 
 struct fault {

@@ -41,7 +41,9 @@ static int serve(lua_State *L)
                                  .tls_cert = text_option(L, "tls_cert"),
                                  .tls_key = text_option(L, "tls_key"),
                                  .tls_ca = text_option(L, "tls_ca"),
-                                 .version = text_option(L, "version")};
+                                 .version = text_option(L, "version"),
+                                 .api = text_option(L, "api"),
+                                 .grpc_port = (int)number_option(L, "grpc_port")};
     lua_getfield(L, 1, "faults"); /* value */
     o.faults = lua_toboolean(L, -1);
     char why[512];

@@ -507,7 +507,7 @@ static void list_instances(struct request *r)
     }
     const char *agent = agent_of(r);
     bool subscribes = port > 0 && port <= 65535 && *ip && can_be_pushed(agent);
-    struct roster *o = subscribes ? registry_roster(g, t.namespace, t.name, true) : find_roster(r, &t);
+    struct roster *o = subscribes ? registry_followed(g, t.namespace, t.name) : find_roster(r, &t);
     if (o && subscribes)
         roster_subscribe(o, ip, port, agent, param(r, "app", ""), clusters);
     if (o)
@@ -791,13 +791,14 @@ static void create_service(struct request *r)
     struct settings s;
     if (!need_service(r, &t))
         return;
-    if (find_roster(r, &t)) {
+    struct roster *o = find_roster(r, &t);
+    if (o && !o->open) {
         refuse(r, 400, "specified service %s already exists!", t.name);
         return;
     }
     if (!read_settings(r, param(r, "protectThreshold", "0"), &s))
         return;
-    struct roster *o = registry_roster(&r->service->registry, t.namespace, t.name, false);
+    o = registry_roster(&r->service->registry, t.namespace, t.name, false);
     if (o)
         apply_settings(o, &s);
     else
@@ -873,7 +874,8 @@ static void list_services(struct request *r)
         return;
     json_t *names = json_array();
     for (struct roster *o = r->service->registry.rosters; o; o = o->hh.next) {
-        if (strcmp(o->namespace, namespace) != 0 || strlen(group) != o->group_len || strncmp(o->name, group, o->group_len) != 0)
+        if (o->open || strcmp(o->namespace, namespace) != 0 || strlen(group) != o->group_len ||
+            strncmp(o->name, group, o->group_len) != 0)
             continue;
         if (count >= first && count < last)
             json_array_append_new(names, json_string(o->plain));

@@ -176,15 +176,9 @@ static bool protecting(const struct roster *o, const char *clusters)
     return all > 0 && (double)healthy / (double)all <= o->threshold;
 }
 
-void registry_list(struct registry *g, struct roster *o, const char *name, const char *clusters, bool healthy_only, struct buf *out)
+/** A list with its head, a JSON object (whose reference it takes). */
+static void append_list(struct roster *o, json_t *head, const char *clusters, bool healthy_only, bool protect, struct buf *out)
 {
-    int64_t now = wall_ms();
-    g->last_ref = now > g->last_ref ? now : g->last_ref + 1; /* of two lists one is newer */
-    bool protect = o && !healthy_only && protecting(o, clusters);
-    const char *at = strstr(name, "@@");
-    json_t *head = json_pack("{s:s, s:s%, s:s, s:i, s:I, s:s, s:b, s:b, s:b}", "name", name, "groupName", name,
-                             at ? (int)(at - name) : 0, "clusters", clusters, "cacheMillis", 10000, "lastRefTime",
-                             (json_int_t)g->last_ref, "checksum", "", "allIPs", 0, "reachProtectionThreshold", protect, "valid", 1);
     char *text = head ? json_dumps(head, JSON_COMPACT) : NULL;
     json_decref(head);
     if (!text) {
@@ -205,6 +199,33 @@ void registry_list(struct registry *g, struct roster *o, const char *name, const
         buf_puts(out, i->view.rest + 1);
     }
     buf_puts(out, "]}");
+}
+
+/** Of two lists one is newer. */
+static json_int_t next_ref(struct registry *g)
+{
+    int64_t now = wall_ms();
+    return g->last_ref = now > g->last_ref ? now : g->last_ref + 1;
+}
+
+void registry_list(struct registry *g, struct roster *o, const char *name, const char *clusters, bool healthy_only, struct buf *out)
+{
+    bool protect = o && !healthy_only && protecting(o, clusters);
+    const char *at = strstr(name, "@@");
+    json_t *head = json_pack("{s:s, s:s%, s:s, s:i, s:I, s:s, s:b, s:b, s:b}", "name", name, "groupName", name,
+                             at ? (int)(at - name) : 0, "clusters", clusters, "cacheMillis", 10000, "lastRefTime", next_ref(g),
+                             "checksum", "", "allIPs", 0, "reachProtectionThreshold", protect, "valid", 1);
+    append_list(o, head, clusters, healthy_only, protect, out);
+}
+
+void registry_info(struct registry *g, struct roster *o, const char *name, const char *clusters, bool healthy_only, struct buf *out)
+{
+    bool protect = o && !healthy_only && protecting(o, clusters);
+    const char *at = strstr(name, "@@");
+    json_t *head = json_pack("{s:s, s:s%, s:s, s:i, s:I, s:s, s:b, s:b, s:b}", "name", at ? at + 2 : name, "groupName", name,
+                             at ? (int)(at - name) : 0, "clusters", clusters, "cacheMillis", 10000, "lastRefTime", next_ref(g),
+                             "checksum", "", "allIps", 0, "reachProtectionThreshold", protect, "valid", 1);
+    append_list(o, head, clusters, healthy_only, protect, out);
 }
 
 /* ---- subscribers and pushes ---- */
@@ -258,6 +279,13 @@ static void on_push(void *arg)
         else if (changed || s->fresh)
             push_to(o, s);
     }
+    for (struct follower *f = o->followers, *after; f; f = after) {
+        after = f->after;
+        if (changed || f->fresh) {
+            f->fresh = false;
+            o->registry->push(f);
+        }
+    }
 }
 
 static void push_soon(struct roster *o)
@@ -276,6 +304,28 @@ void instance_changed(struct instance *i)
     }
     o->changed = true;
     push_soon(o);
+}
+
+void follower_link(struct follower *f)
+{
+    struct roster *o = f->roster;
+    f->fresh = true;
+    f->after = o->followers;
+    if (o->followers)
+        o->followers->before = f;
+    o->followers = f;
+    push_soon(o);
+}
+
+void follower_unlink(struct follower *f)
+{
+    if (f->before)
+        f->before->after = f->after;
+    else
+        f->roster->followers = f->after;
+    if (f->after)
+        f->after->before = f->before;
+    f->before = f->after = NULL;
 }
 
 static bool parse_address(const char *ip, int port, struct sockaddr_storage *out)
@@ -368,7 +418,7 @@ static void on_check(void *arg)
         instance_remove(i);
         return;
     }
-    if (i->healthy && silence >= i->limit) {
+    if (i->healthy && silence >= i->limit && !i->holders) {
         i->healthy = false;
         instance_changed(i);
     }
@@ -393,16 +443,16 @@ static struct instance *instance_new(struct roster *o, const char *ip, int port)
     return i;
 }
 
-bool roster_register(struct roster *o, const struct registration *r)
+/** The instance is as `r` says from now on. NULL: out of memory. */
+static struct instance *put(struct roster *o, const struct registration *r)
 {
     struct registry *g = o->registry;
     struct instance *i = find_any(o, r->ip, r->port);
     char *cluster = strdup(r->cluster);
     if (!cluster || (!i && !(i = instance_new(o, r->ip, r->port)))) {
         free(cluster);
-        return false;
+        return NULL;
     }
-    bool fresh = !i->registered;
     json_incref(r->metadata); /* which may be the old one */
     json_decref(i->metadata);
     free(i->cluster);
@@ -411,20 +461,29 @@ bool roster_register(struct roster *o, const struct registration *r)
     i->weight = r->weight;
     i->healthy = r->healthy;
     i->enabled = r->enabled;
-    i->registered = true;
     i->interval = preserved_ms(i->metadata, BEAT_INTERVAL, 5000);
     i->limit = preserved_ms(i->metadata, BEAT_TIMEOUT, 15000);
     i->expiry = preserved_ms(i->metadata, DELETE_TIMEOUT, 30000);
-    i->beat_at = now_ms();
-    if (fresh) {
+    if (!i->registered) {
+        i->registered = true;
         o->registered++;
         g->registered++;
         g->persistent += !o->ephemeral;
-        if (o->ephemeral)
-            timer_set(g->timers, &i->check, CHECK, on_check, i);
     }
     o->empty_since = 0;
     instance_changed(i);
+    return i;
+}
+
+bool roster_register(struct roster *o, const struct registration *r)
+{
+    struct instance *i = put(o, r);
+    if (!i)
+        return false;
+    i->beat_at = now_ms();
+    if (!i->beats && o->ephemeral)
+        timer_set(o->registry->timers, &i->check, CHECK, on_check, i);
+    i->beats = true;
     return true;
 }
 
@@ -435,13 +494,45 @@ static void unregister(struct instance *i)
     i->roster->registered--;
     g->registered--;
     g->persistent -= !i->roster->ephemeral;
-    timer_clear(g->timers, &i->check);
+}
+
+/** It is gone if nobody speaks for it any more. */
+static void let_go(struct instance *i)
+{
+    if (i->beats || i->holders)
+        return;
+    unregister(i);
+    instance_changed(i);
 }
 
 void instance_remove(struct instance *i)
 {
-    unregister(i);
-    instance_changed(i);
+    i->beats = false;
+    timer_clear(i->roster->registry->timers, &i->check);
+    let_go(i);
+}
+
+bool publication_set(struct publication *p, const struct registration *r, size_t count)
+{
+    struct instance **old = p->instances, **fresh = count ? calloc(count, sizeof *fresh) : NULL;
+    size_t old_count = p->count, n = 0;
+    bool ok = fresh || !count;
+    for (size_t at = 0; fresh && at < count; at++) {
+        struct instance *i = put(p->roster, &r[at]);
+        if (i) {
+            i->holders++;
+            fresh[n++] = i;
+        }
+        ok &= i != NULL;
+    }
+    p->instances = fresh;
+    p->count = n;
+    for (size_t at = 0; at < old_count; at++) { /* after the new ones are held: what is in both lists stays */
+        old[at]->holders--;
+        let_go(old[at]);
+    }
+    free(old);
+    return ok;
 }
 
 void instance_beat(struct instance *i)
@@ -473,6 +564,10 @@ static void on_sweep(void *arg);
 struct roster *registry_roster(struct registry *g, const char *namespace, const char *name, bool ephemeral)
 {
     struct roster *o = registry_find(g, namespace, name);
+    if (o && o->open) {
+        o->open = false;
+        o->ephemeral = ephemeral;
+    }
     if (o)
         return o;
     size_t n = strlen(namespace) + 1, m = strlen(name) + 1;
@@ -498,18 +593,33 @@ struct roster *registry_roster(struct registry *g, const char *namespace, const 
     return o;
 }
 
+struct roster *registry_followed(struct registry *g, const char *namespace, const char *name)
+{
+    struct roster *o = registry_find(g, namespace, name);
+    if (!o && (o = registry_roster(g, namespace, name, true)))
+        o->open = true;
+    return o;
+}
+
 void roster_remove(struct roster *o)
 {
     struct registry *g = o->registry;
-    while (o->instances) {
-        if (o->instances->registered)
-            unregister(o->instances);
-        instance_free(o->instances);
+    struct instance *i, *next;
+    HASH_ITER (hh, o->instances, i, next) {
+        if (i->registered)
+            instance_remove(i);
     }
+    roster_renew(o); /* frees all that nobody holds */
     while (o->patches)
         patch_free(o, o->patches);
     while (o->subscribers)
         subscriber_free(o, o->subscribers);
+    if (o->followers || o->publications) {
+        json_object_clear(o->metadata);
+        o->threshold = 0;
+        o->open = !o->publications;
+        return;
+    }
     timer_clear(g->timers, &o->push);
     HASH_DEL(g->rosters, o);
     json_decref(o->metadata);
@@ -541,7 +651,7 @@ static void sweep_roster(struct roster *o, int64_t now)
     }
     if (o->patches)
         sweep_patches(o, now);
-    if (o->registered || o->subscribers)
+    if (o->registered || o->subscribers || o->followers || o->publications)
         o->empty_since = 0;
     else if (!o->empty_since)
         o->empty_since = now;

@@ -4,6 +4,8 @@
  * and the view that lists, pushes and reads of one instance are made of. The view follows `push delay` after a change; it is made
  * at once only for the first look at a roster.
  *
+ *  An instance is registered by beats, by connections, or both; it is gone when it has neither.
+ *
  *  Nothing here costs in proportion to the number of instances, but for making a list. */
 #ifndef LUNACOS_EMBEDDED_REGISTRY_H
 #define LUNACOS_EMBEDDED_REGISTRY_H
@@ -33,8 +35,10 @@ struct instance {
     UT_hash_handle hh;
     struct roster *roster;
     struct instance *next_dirty;
-    bool registered; /* false: only the view is left, until it is renewed */
-    bool dirty;      /* the view is old */
+    bool registered;  /* false: only the view is left, until it is renewed */
+    bool beats;       /* it was registered without a connection: it lives by its beats, or for ever if the roster is persistent */
+    unsigned holders; /* connections that it lives by */
+    bool dirty;       /* the view is old */
     double weight;
     bool healthy, enabled;
     char *cluster;
@@ -68,10 +72,31 @@ struct subscriber {
     char key[]; /* ip:port */
 };
 
+struct session;
+
+/** A wish for pushes over a connection, as long as that lasts. One per connection and roster. */
+struct follower {
+    UT_hash_handle hh; /* among those of its session */
+    struct session *session;
+    struct roster *roster;
+    struct follower *before, *after; /* the others of the roster */
+    bool fresh;                      /* has had no push yet */
+    char *clusters;
+};
+
+/** What one connection has registered in one service. One per connection and roster. */
+struct publication {
+    UT_hash_handle hh; /* among those of its session */
+    struct roster *roster;
+    size_t count;
+    struct instance **instances;
+};
+
 struct roster {
     UT_hash_handle hh;
     struct registry *registry;
     bool ephemeral; /* its instances live by their beats; a roster holds one kind only */
+    bool open;      /* somebody follows it, but it is no service yet and may become one of either kind */
     bool viewed;    /* there is a view */
     bool changed;   /* since the last push */
     double threshold;
@@ -80,6 +105,8 @@ struct roster {
     size_t registered;
     struct patch *patches;
     struct subscriber *subscribers;
+    struct follower *followers;
+    size_t publications;
     struct timer push;
     int64_t empty_since; /* 0: it is not empty */
     size_t key_len;
@@ -98,6 +125,7 @@ struct registry {
     int64_t last_ref;
     size_t registered, persistent; /* instances of all rosters, and those of them that are persistent */
     uint64_t beats;
+    void (*push)(struct follower *f); /* over its connection */
 };
 
 void registry_init(struct registry *g, struct timers *timers, struct pusher *pusher, double push_delay, double lease);
@@ -107,8 +135,11 @@ void registry_forget(struct registry *g);
 
 /** The service or NULL. `name` is grouped. */
 struct roster *registry_find(struct registry *g, const char *namespace, const char *name);
+/** The same for somebody who wants to follow it, also when it is no service yet; NULL: out of memory. */
+struct roster *registry_followed(struct registry *g, const char *namespace, const char *name);
 /** Finds or makes it; NULL: out of memory. */
 struct roster *registry_roster(struct registry *g, const char *namespace, const char *name, bool ephemeral);
+/** Where somebody follows or publishes over a connection an empty one is left. */
 void roster_remove(struct roster *o);
 
 /** What is registered at this address, or NULL. */
@@ -128,7 +159,10 @@ struct registration {
 
 /** Registers, in place of what was registered at this address. False: out of memory. */
 bool roster_register(struct roster *o, const struct registration *r);
+/** The opposite of roster_register(); connections may still hold it. */
 void instance_remove(struct instance *i);
+/** Registers all these in place of what `p` held. False: out of memory, some may be missing. */
+bool publication_set(struct publication *p, const struct registration *r, size_t count);
 void instance_beat(struct instance *i);
 /** The patch at this address; NULL when there is none and `make` is false, or memory ran out. */
 struct patch *roster_patch(struct roster *o, const char *ip, int port, const char *cluster, bool make);
@@ -146,6 +180,14 @@ void roster_look(struct roster *o);
 /** Appends the list as JSON. `clusters`: comma between, "" for all. `o` NULL: the service is unknown. */
 void registry_list(struct registry *g, struct roster *o, const char *name, const char *clusters, bool healthy_only,
                    struct buf *out);
+
+/** The same as gRPC has it. */
+void registry_info(struct registry *g, struct roster *o, const char *name, const char *clusters, bool healthy_only,
+                   struct buf *out);
+
+/** Starts or ends pushes to `f`, whose roster is set; the first comes soon. */
+void follower_link(struct follower *f);
+void follower_unlink(struct follower *f);
 
 /** Notes the wish for pushes, or renews it. */
 void roster_subscribe(struct roster *o, const char *ip, int port, const char *agent, const char *app, const char *clusters);

@@ -10,6 +10,7 @@
 #include "embedded/registry.h"
 #include "embedded/reply.h"
 #include "embedded/reqlog.h"
+#include "embedded/rpc.h"
 #include "embedded/server.h"
 #include "embedded/store.h"
 
@@ -56,6 +57,8 @@ struct service {
     struct reqlog log;
     struct registry registry;
     struct pusher pusher;
+    struct rpc rpc;
+    unsigned long connections; /* ever */
     uint64_t bytes_in;
 };
 
@@ -80,6 +83,10 @@ void config_poll_ended(void *arg, struct poll *p, const struct item *item);
 
 /** naming: everything below /v1/ns/, which `path` follows. `r->reply` is complete then. */
 void naming_handle(struct request *r, const char *path);
+/** v3: everything below /v3/, which `path` follows. `r->reply` is complete then. */
+void v3_handle(struct request *r, const char *path);
+/** Why the request may not pass, in the words of v1; NULL: it may. */
+const char *request_refusal(struct request *r);
 /** True: the request may pass, by its token or because nobody needs one. Otherwise it is answered. */
 bool request_allowed(struct request *r);
 

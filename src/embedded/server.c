@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "embedded/listen.h"
 #include "embedded/request.h"
 #include "engine/file.h"
 
@@ -28,10 +29,12 @@ enum {
     IDLE_SECONDS = 60,       /* then a connection is closed */
     CONNECTION_POOL = 16384, /* bytes per connection: 8 KiB of request headers, their index, and those of the answer */
     SPARE_FILES = 64,        /* descriptors that are not connections */
-    BACKLOG = 4096,
-    LEASE_SECONDS = 30, /* of a subscription to a service, after the last list */
+    HTTP_SHARE = 256,        /* those that gRPC leaves to HTTP, or a quarter of few */
+    LEASE_SECONDS = 30,      /* of a subscription to a service, after the last list */
     LEASE_SECONDS_1X = 10,
     PEM_MAX = 1 << 20,
+    GRPC_OFFSET = 1000, /* from the port of HTTP to that of gRPC */
+    TRIES = 100         /* for two free ports so far apart */
 };
 
 struct server {
@@ -42,7 +45,6 @@ struct server {
     uv_timer_t idle;
     uv_signal_t term, interrupt;
     struct MHD_Daemon *daemon;
-    unsigned long connections; /* ever */
     struct request *suspended; /* libmicrohttpd wants each of them resumed before it stops */
     bool woken;                /* one was resumed: the daemon must run, nothing else makes it look */
 };
@@ -309,6 +311,7 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **context,
     struct server *s = cls;
     struct conn *conn = *context;
     if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
+        s->woken = true; /* after a shortage of descriptors the daemon listens again only at its next turn */
         if (conn)
             free(conn->uri);
         free(conn);
@@ -317,7 +320,7 @@ static void on_connection(void *cls, struct MHD_Connection *mhd, void **context,
     }
     *context = conn = calloc(1, sizeof *conn);
     if (conn)
-        conn->id = ++s->connections;
+        conn->id = ++s->service.connections;
     if (s->options.tls_ca) { /* libmicrohttpd only asks for a certificate; we insist, and on a good one */
         const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_GNUTLS_SESSION);
         if (info && info->tls_session) {
@@ -366,39 +369,10 @@ static void on_changed(void *arg, struct item *item)
 {
     struct server *s = arg;
     polls_changed(&s->service.polls, item);
+    rpc_config_changed(item);
 }
 
 /* ---- starting and stopping ---- */
-
-/** A listening socket, or -1. */
-static int listen_on(const char *host, int port, int *real_port, char *why, size_t why_size)
-{
-    char service[16];
-    snprintf(service, sizeof service, "%d", port);
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE}, *list = NULL;
-    int code = getaddrinfo(host, service, &hints, &list);
-    if (code != 0) {
-        snprintf(why, why_size, "cannot resolve the host %s: %s", host, gai_strerror(code));
-        return -1;
-    }
-    int fd = socket(list->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
-    if (fd >= 0)
-        setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (fd < 0 || bind(fd, list->ai_addr, list->ai_addrlen) != 0 || listen(fd, BACKLOG) != 0) {
-        snprintf(why, why_size, "cannot listen on %s port %d: %s", host, port, strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        fd = -1;
-    }
-    freeaddrinfo(list);
-    struct sockaddr_storage address;
-    socklen_t len = sizeof address;
-    char name[16] = "0";
-    if (fd >= 0 && getsockname(fd, (struct sockaddr *)&address, &len) == 0)
-        getnameinfo((struct sockaddr *)&address, len, NULL, 0, name, sizeof name, NI_NUMERICSERV);
-    *real_port = atoi(name);
-    return fd;
-}
 
 /** Lets the process open what the system permits it, and says how many connections that makes. */
 static unsigned connection_limit(void)
@@ -417,10 +391,6 @@ static unsigned connection_limit(void)
                                               : SPARE_FILES;
 }
 
-struct pem {
-    char *cert, *key, *ca;
-};
-
 static bool read_pem(const char *path, char **text, char *why, size_t why_size)
 {
     size_t len;
@@ -432,12 +402,31 @@ static bool read_pem(const char *path, char **text, char *why, size_t why_size)
     return status == FILE_OK;
 }
 
-static bool start_daemon(struct server *s, const struct pem *pem, char *why, size_t why_size)
+/** The sockets for HTTP and gRPC; `grpc` is -1 when that is not served. False: none is open. */
+static bool open_sockets(struct server *s, int *http, int *grpc, char *why, size_t why_size)
 {
     const struct embedded_options *o = &s->options;
-    int fd = listen_on(o->host, o->port, &s->service.port, why, why_size);
-    if (fd < 0)
-        return false;
+    int tries = o->port == 0 && !o->grpc_port ? TRIES : 1;
+    *grpc = -1;
+    do {
+        if ((*http = listen_on(o->host, o->port, &s->service.port, why, why_size)) < 0)
+            return false;
+        if (!embedded_serves(o, "grpc"))
+            return true;
+        int port = o->grpc_port ? o->grpc_port : s->service.port + GRPC_OFFSET, ignored;
+        if (port > 65535)
+            snprintf(why, why_size, "there is no port %d", port);
+        else if ((*grpc = listen_on(o->host, port, &ignored, why, why_size)) >= 0)
+            return true;
+        close(*http);
+        size_t used = strlen(why);
+        snprintf(why + used, why_size - used, " (for gRPC: --grpc-port names another port, --api v1,v3 does without)");
+    } while (--tries > 0);
+    return false;
+}
+
+static bool start_daemon(struct server *s, int fd, const struct pem *pem, char *why, size_t why_size)
+{
     struct MHD_OptionItem tls[4] = {{MHD_OPTION_END, 0, NULL}};
     int n = 0;
     if (pem->cert) {
@@ -479,6 +468,25 @@ static void close_handle(uv_handle_t *h, void *arg)
         uv_close(h, NULL);
 }
 
+/** Listens, and starts what serves there. */
+static bool start_servers(struct server *s, const struct pem *pem, char *why, size_t why_size)
+{
+    const struct embedded_options *o = &s->options;
+    int http, grpc;
+    if (!open_sockets(s, &http, &grpc, why, why_size))
+        return false;
+    int port = o->grpc_port ? o->grpc_port : s->service.port + GRPC_OFFSET;
+    if (!start_daemon(s, http, pem, why, why_size)) {
+        if (grpc >= 0)
+            close(grpc);
+        return false;
+    }
+    /* the two share the descriptors; the daemon would stand still without any */
+    unsigned limit = connection_limit();
+    s->service.rpc.grpc.limit = limit - (limit / 4 < HTTP_SHARE ? limit / 4 : HTTP_SHARE);
+    return grpc < 0 || rpc_start(&s->service, grpc, port, pem, why, why_size);
+}
+
 static bool start_loop(struct server *s, char *why, size_t why_size)
 {
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD);
@@ -506,10 +514,28 @@ static void stop_daemon(struct server *s)
 static void announce(const struct server *s)
 {
     const struct embedded_options *o = &s->options;
-    printf(strchr(o->host, ':') ? "lunacos server listening on %s://[%s]:%d%s (in memory, for development and tests)\n"
-                                : "lunacos server listening on %s://%s:%d%s (in memory, for development and tests)\n",
+    printf(strchr(o->host, ':') ? "lunacos server listening on %s://[%s]:%d%s" : "lunacos server listening on %s://%s:%d%s",
            o->tls_cert ? "https" : "http", o->host, s->service.port, o->context_path);
+    if (embedded_serves(o, "grpc"))
+        printf(" and, for gRPC, port %d", s->service.rpc.grpc.port);
+    printf(" (in memory, for development and tests)\n");
     fflush(stdout);
+}
+
+bool embedded_serves(const struct embedded_options *o, const char *api)
+{
+    for (const char *at = o->api; at && *at;) {
+        size_t n = strcspn(at, ",");
+        if (n == strlen(api) && strncmp(at, api, n) == 0)
+            return true;
+        at += n + (at[n] == ',');
+    }
+    return !o->api;
+}
+
+bool embedded_claims(const struct embedded_options *o, int major)
+{
+    return atoi(o->version) == major;
 }
 
 static void set_options(struct server *s, const struct embedded_options *o)
@@ -521,6 +547,8 @@ static void set_options(struct server *s, const struct embedded_options *o)
         s->options.context_path = "/nacos";
     else if (strcmp(o->context_path, "/") == 0)
         s->options.context_path = "";
+    if (!o->version || !*o->version)
+        s->options.version = embedded_serves(o, "v3") ? "3.1.0" : "2.5.1";
     if (o->token_ttl <= 0)
         s->options.token_ttl = 18000;
 }
@@ -539,23 +567,26 @@ bool embedded_serve(const struct embedded_options *options, char *why, size_t wh
     struct service *v = &s->service;
     v->options = &s->options;
     timers_init(&v->timers, &s->loop);
-    bool first_generation = options->version && strncmp(options->version, "1.", 2) == 0;
-    registry_init(&v->registry, &v->timers, &v->pusher, options->push_delay, first_generation ? LEASE_SECONDS_1X : LEASE_SECONDS);
+    registry_init(&v->registry, &v->timers, &v->pusher, options->push_delay,
+                  embedded_claims(&s->options, 1) ? LEASE_SECONDS_1X : LEASE_SECONDS);
+    v->registry.push = rpc_naming_push;
     v->polls = (struct polls){.store = &v->store, .timers = &v->timers, .ended = config_poll_ended};
     if (store_init(&v->store, &v->timers, options->lag, on_changed, s) &&
         access_init(&v->auth, options->username, options->password, s->options.token_ttl) &&
         read_pem(options->tls_cert, &pem.cert, why, why_size) && read_pem(options->tls_key, &pem.key, why, why_size) &&
-        read_pem(options->tls_ca, &pem.ca, why, why_size) && start_daemon(s, &pem, why, why_size) &&
+        read_pem(options->tls_ca, &pem.ca, why, why_size) && start_servers(s, &pem, why, why_size) &&
         (ok = start_loop(s, why, why_size))) {
         open_pusher(s);
         announce(s);
         turn(s);
         uv_run(&s->loop, UV_RUN_DEFAULT);
     }
+    rpc_stop(v);
     if (s->daemon)
         stop_daemon(s);
     uv_walk(&s->loop, close_handle, NULL);
     uv_run(&s->loop, UV_RUN_DEFAULT);
+    rpc_free(v);
     registry_free(&v->registry);
     pusher_free(&v->pusher);
     store_free(&v->store);

@@ -136,7 +136,7 @@ struct item *store_item(struct store *s, const char *data_id, const char *group,
 
 void store_settle(struct store *s, struct item *item)
 {
-    if (item->record || item->visible || item->polls || item->pins)
+    if (item->record || item->visible || item->polls || item->listeners || item->pins)
         return;
     struct item **at = &s->buckets[item->hash & (s->bucket_count - 1)];
     while (*at != item)

@@ -14,6 +14,7 @@
 #include "engine/timer.h"
 
 struct poll_ref;
+struct listener;
 
 /** One published state; never changed once it is stored, so several holders share it. */
 struct record {
@@ -32,8 +33,9 @@ struct item {
     struct item *chain;          /* in its hash bucket */
     struct item *before, *after; /* in order of first publish; only while there is a record */
     struct record *record, *visible;
-    struct poll_ref *polls; /* parked or just read lines that name this item */
-    unsigned pins;          /* pending changes and callers that need it to stay */
+    struct poll_ref *polls;     /* parked or just read lines that name this item */
+    struct listener *listeners; /* connections that want to hear of it */
+    unsigned pins;              /* pending changes and callers that need it to stay */
     uint32_t hash;
     uint64_t seen; /* poll's mark against one key twice in one request */
     struct poll_ref *seen_as;
