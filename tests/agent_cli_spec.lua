@@ -329,6 +329,12 @@ describe("commands about an agent", function()
         { name = "once", state = "stopped", code = 0, starts = 1 } },
       services = { { name = "web", state = "registered", healthy = true, ip = "10.0.0.9", port = 80, since = os.time() - 180 } },
       pushes = { { name = "topology.json", file = "/var/lib/t.json", state = "ok" } },
+      servers = { { namespace = "", server = "http://10.0.0.1:8848", connected = true, protocol = "grpc", version = "3.1.0",
+        why = "grpc: 10.0.0.1:9848 answers (Nacos 3.1.0)" },
+        { namespace = "prod", server = "http://10.0.0.1:8848", connected = true, protocol = "grpc", version = "3.1.0",
+          why = "grpc: 10.0.0.1:9848 answers (Nacos 3.1.0)" },
+        { namespace = "qa", server = "http://10.0.0.2:8848", connected = false, protocol = "v1", version = "2.3.2",
+          why = "v1: asked\27for\nmore" } },
     }))
     local out, err = expect(DONE, { "status" })
     assert.equal("", err)
@@ -338,6 +344,9 @@ describe("commands about an agent", function()
     assert.matches("\nprocess +api +running +50m +pid 99\n", out)
     assert.matches("\nservice +web +registered +3m +10.0.0.9:80\n", out)
     assert.matches("\npush +topology.json +ok +%- +/var/lib/t.json\n", out)
+    assert.equal(2, select(2, out:gsub("\nserver ", "")))
+    assert.matches("\nserver +http://10.0.0.1:8848 +connected +%- +grpc: 10.0.0.1:9848 answers %(Nacos 3.1.0%)\n", out)
+    assert.matches("\nserver +http://10.0.0.2:8848 +away +%- +v1: asked for %(Nacos 2.3.2%)\n", out)
     local answer = json.decode((expect(DONE, { "status", "--json" })))
     assert.equal(4711, answer.pid)
     assert.equal(2, #answer.targets)
@@ -609,7 +618,9 @@ describe("commands that need a server", function()
     end)
     expect(DONE, { "rollback", "shop.conf" })
     assert.equal("port 80;\n", support.read(folder .. "/shop.conf"))
-    assert.matches(" pinned ", (expect(DONE, { "status" })))
+    local status = expect(DONE, { "status" })
+    assert.matches(" pinned ", status)
+    assert.matches("\nserver +" .. plain(server.base) .. " +connected +%- +%S", status)
     expect(DONE, { "unpin", "shop.conf" })
     assert.equal("port 81;\n", support.read(folder .. "/shop.conf"))
     assert.matches("config port: md5 43ec517d68b6edd3015b3edc9a11367b, from server " .. server.base,
@@ -620,6 +631,26 @@ describe("commands that need a server", function()
     end
     assert.equal(DONE, agent:stop())
     expect(UNAVAILABLE, { "status" })
+  end)
+
+  it("status follows the protocol of a server that goes and comes back as another", function()
+    local own = support.start_server()
+    local agent = support.start({ support.lunacos, "run", "agent.lua" }, { cwd = folder, env = {
+      NACOS_SERVER = own.address, LUNACOS_STATE = folder .. "/other" } })
+    local function shows(how, why)
+      local wanted = ("\nserver +%s +%s +%%- +%s"):format(plain(own.base), how, plain(why:format(own.port + 1000)))
+      support.eventually(function()
+        local _, out = lunacos { "status", "--state", folder .. "/other" }
+        return out:find(wanted), out
+      end, 15)
+    end
+    shows("connected", "grpc: 127.0.0.1:%d answers (Nacos 3.1.0)\n")
+    own:kill9()
+    shows("away", "grpc: no gRPC at 127.0.0.1:%d: cannot connect: connection refused\n")
+    own = support.start_server { "--port", tostring(own.port), "--api", "v1" }
+    shows("connected", "v1: no gRPC at 127.0.0.1:%d: cannot connect: connection refused; the server is Nacos 2.5.1\n")
+    assert.equal(DONE, agent:stop())
+    own:stop()
   end)
 end)
 

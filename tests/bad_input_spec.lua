@@ -209,6 +209,16 @@ describe("a server that answers", function()
     return all
   end
 
+  it("escape codes gets them into no error", function()
+    local evil = "\27]0;pwned\7\27[31m\nlunacos: forged\u{9b}31m"
+    server:faults { path = "/nacos/v1/cs/configs", status = 403, body = evil }
+    local _, err = client:get_config("item", nil, 1, true)
+    assert.equal("forbidden", err.code)
+    assert.matches("pwned", err.message, 1, true)
+    assert.is_nil(err.message:find("%c"))
+    assert.is_nil(err.message:find("\u{9b}", 1, true))
+  end)
+
   for _, mode in ipairs(modes) do
     local name, fault, codes = table.unpack(mode)
 
@@ -271,6 +281,16 @@ describe("a server that answers", function()
         end
         lab.together(table.unpack(calls))
       end
+    end
+  end)
+
+  it("no list of services gives an error, never an empty list", function()
+    for _, body in ipairs { '{"code":0,"message":"success","data":null}', '{"code":0,"data":"ok"}', "{}", '"ok"' } do
+      server:clear_faults()
+      server:faults { path = "/nacos/v1/ns/service/list", status = 200, body = body }
+      local list, err = client:list_services { timeout = 2 }
+      assert.is_nil(list, body)
+      assert.equal("protocol", err.code)
     end
   end)
 
@@ -511,6 +531,48 @@ describe("no failure makes a client spin:", function()
       assert.equal("", table.concat(bad, "\n"))
     end)
   end
+
+  it("many watches share their pauses and their lines in the log, and all go on when one read succeeds", function()
+    local KEYS, running = 300, {}
+    for _, name in ipairs { "an empty 200", "404", "403", "400" } do
+      local fault, server = { path = "/nacos/*" }, servers[name]
+      for k, v in pairs(faults[name]) do
+        fault[k] = v
+      end
+      server:clear_faults()
+      server:faults(fault)
+      server:clear_requests()
+      local log = support.tmpdir()
+      local many, one = lab.client(server, { log_level = "WARN", log_dir = log }), { server = server, log = log, seen = 0 }
+      for i = 1, KEYS do
+        many:add_config_watcher("item" .. (i <= WATCHES and i or "none" .. i), nil, function() one.seen = one.seen + 1 end)
+      end
+      running[name] = one
+    end
+    wait(2)
+    for _, one in pairs(running) do
+      one.before = one.server:requests().total
+    end
+    wait(SECONDS)
+    local bad = {}
+    for name, one in pairs(running) do
+      local n = one.server:requests().total - one.before
+      local _, logged = support.read(one.log .. "/lunacos.log"):gsub("\n", "")
+      if n > 40 * SECONDS or logged < 1 or logged > 20 then
+        bad[#bad + 1] = ("%s: %.0f requests, %d lines"):format(name, n, logged)
+      end
+      one.server:clear_faults()
+    end
+    assert.equal("", table.concat(bad, "\n"))
+    support.eventually(function()
+      for name, one in pairs(running) do
+        if one.seen < WATCHES then
+          return false, name .. ": " .. one.seen
+        end
+      end
+      return true
+    end, 20)
+  end)
 
   it("a read asks a few times only", function()
     local bad, tasks = {}, {}

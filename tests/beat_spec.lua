@@ -179,7 +179,7 @@ describe("a registered instance", function()
     local program = ([[
       local nacos = require "nacos"
       do
-        local client = nacos.client { server_addresses = "%s", no_snapshot = true }
+        local client = nacos.client { server_addresses = "%s", no_snapshot = true, protocol = "v1" }
         assert(client:add_naming_instance { service_name = "%s", ip = "10.0.0.1", port = 80, heartbeat_interval = 0.5 })
         local weak = setmetatable({ client }, { __mode = "v" })
         client = nil
@@ -208,7 +208,7 @@ describe("a registered instance", function()
     local name = service()
     local code, out = lab.lua(([[
       local nacos = require "nacos"
-      local client = nacos.client { server_addresses = "%s", no_snapshot = true }
+      local client = nacos.client { server_addresses = "%s", no_snapshot = true, protocol = "v1" }
       assert(client:add_naming_instance("%s", "10.0.0.1", 80))
       print "registered"
     ]]):format(server.base, name))
@@ -216,7 +216,7 @@ describe("a registered instance", function()
     assert.equal(0, select(2, listed(name)))
     code = lab.lua(([[
       local nacos = require "nacos"
-      local client = nacos.client { server_addresses = "%s", no_snapshot = true }
+      local client = nacos.client { server_addresses = "%s", no_snapshot = true, protocol = "v1" }
       assert(client:add_naming_instance("%s", "10.0.0.1", 80))
       os.exit(0, false) -- as when the process is killed
     ]]):format(server.base, name))

@@ -77,6 +77,14 @@ local function register(service, port, ...)
   return process
 end
 
+---Order that an instance is refused, whichever way it is asked for.
+local function refuse(http_path, message_type, status)
+  server:faults({ { path = http_path, status = status, body = "no right" },
+    { path = message_type, method = "GRPC", code = status } })
+end
+
+local WHY = { v1 = "no right", grpc = "code 40%d" } -- what is said then
+
 setup(function()
   server = support.start_server()
 end)
@@ -134,7 +142,7 @@ describe("lunacos register", function()
   end)
 
   it("beats as often as it is told", function()
-    local process = register("rc", 80, "--interval", "0.5")
+    local process = register("rc", 80, "--interval", "0.5", "--protocol", "v1")
     server:clear_requests()
     support.eventually(function()
       local beats = 0
@@ -196,11 +204,14 @@ describe("lunacos register", function()
   end)
 
   it("ends when it is refused", function()
-    server:faults({ path = "/nacos/v1/ns/instance", status = 403, body = "no right" })
-    assert.matches("cannot register re .*no right", bad(FORBIDDEN, { "register", "re", "--ip", "10.0.0.1", "--port", "80" }))
-    server:clear_faults()
-    server:faults({ path = "/nacos/v1/ns/instance", status = 400, body = "no way" })
-    assert.matches("no way", bad(REFUSED, { "register", "re", "--ip", "10.0.0.1", "--port", "80" }))
+    for status, code in pairs { [403] = FORBIDDEN, [400] = REFUSED } do
+      refuse("/nacos/v1/ns/instance", "InstanceRequest", status)
+      for protocol, why in pairs(WHY) do
+        assert.matches("cannot register re .*" .. why,
+          bad(code, { "register", "re", "--ip", "10.0.0.1", "--port", "80", "--protocol", protocol }))
+      end
+      server:clear_faults()
+    end
   end)
 
   it("refuses a wrong command line", function()
@@ -281,7 +292,9 @@ describe("lunacos register -- COMMAND", function()
     server:clear_requests()
     assert.equal("lunacos: cannot start /nonexistent/program: No such file or directory\n",
       bad(127, child(4, "/nonexistent/program", "x")))
-    assert.equal(0, server:requests().total)
+    for _, request in ipairs(server:requests().requests) do -- others may have come: which version, which protocol
+      assert.is_nil(request.path:find("[Ii]nstance"), request.path)
+    end
   end)
 
   it("runs the command while no server answers", function()
@@ -291,11 +304,14 @@ describe("lunacos register -- COMMAND", function()
   end)
 
   it("ends the command when the instance is refused", function()
-    server:faults({ path = "/nacos/v1/ns/instance", status = 403, body = "no right" })
-    local code, out, err = lunacos(child(6, "trap 'echo told; exit 0' TERM; while :; do sleep 0.01; done"))
-    assert.equal(FORBIDDEN, code)
-    assert(out == "told\n" or out == "", out) -- the trap may not have been set yet
-    assert.matches("no right", err)
+    refuse("/nacos/v1/ns/instance", "InstanceRequest", 403)
+    for protocol, why in pairs(WHY) do
+      local code, out, err = lunacos(child(6, "trap 'echo told; exit 0' TERM; while :; do sleep 0.01; done"),
+        { env = { NACOS_PROTOCOL = protocol } })
+      assert.equal(FORBIDDEN, code)
+      assert(out == "told\n" or out == "", out) -- the trap may not have been set yet
+      assert.matches(why, err)
+    end
   end)
 
   it("takes a persistent instance out, too", function()
@@ -428,6 +444,23 @@ describe("lunacos subscribe", function()
     assert.equal(DONE, again:stop())
   end)
 
+  for protocol, how in pairs { v1 = "UDP push from", v3 = "asked for at", grpc = "gRPC push from" } do
+    it("tells with --verbose how a change came: " .. protocol, function()
+      local name = "uv-" .. protocol
+      local interval = protocol == "v3" and "0.2" or "60"
+      local process = start({ "subscribe", name, "--verbose", "--protocol", protocol, "--interval", interval })
+      support.eventually(function()
+        return process:stderr():find(name .. ": read from " .. server.base, 1, true), process:stderr()
+      end, 10)
+      local instance = register(name, 81)
+      eventually_prints(process, "ADDED\t" .. name)
+      process:signal("TERM")
+      assert.equal(DONE, process:wait(3))
+      assert.matches(name .. ": " .. how .. " " .. server.base, process:stderr(), 1, true)
+      assert.equal(DONE, instance:stop())
+    end)
+  end
+
   it("follows some clusters, and holds what is missing beyond a share", function()
     local other = register("uc", 81, "--cluster", "C2")
     local a, b = register("uc", 82, "--cluster", "C1"), register("uc", 83, "--cluster", "C1")
@@ -503,7 +536,7 @@ describe("lunacos subscribe", function()
     eventually_prints(process, "started\n")
     own:kill9()
     eventually(process, "nothing on stderr", function()
-      return process:stderr():find("cannot list the instances of ud", 1, true)
+      return process:stderr():find(("the connection to 127.0.0.1:%d was lost"):format(own.port + 1000), 1, true)
     end, 20)
     own = support.start_server({ "--port", tostring(own.port) })
     local instance = start({ "register", "ud", "--ip", "10.0.0.1", "--port", "80", "-s", own.address })
@@ -513,10 +546,12 @@ describe("lunacos subscribe", function()
     assert.equal(DONE, process:stop())
     assert.equal(DONE, instance:stop())
     own:stop()
-    server:faults({ path = "/nacos/v1/ns/instance/list", status = 403, body = "no right" })
-    process = start({ "subscribe", "un" })
-    assert.equal(FORBIDDEN, process:wait(10))
-    assert.matches("lunacos: cannot list .*no right\n$", process:stderr())
+    refuse("/nacos/v1/ns/instance/list", "SubscribeServiceRequest", 403)
+    for protocol, why in pairs(WHY) do
+      process = start({ "subscribe", "un", "--protocol", protocol })
+      assert.equal(FORBIDDEN, process:wait(10))
+      assert.matches("lunacos: cannot list .*" .. why, process:stderr())
+    end
   end)
 
   it("ends quietly when its reader has gone", function()

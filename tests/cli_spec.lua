@@ -102,6 +102,12 @@ describe("lunacos", function()
     assert.matches("NACOS_TIMEOUT: a number of seconds is needed", bad(USAGE, { "get", "x" }, { env = { NACOS_TIMEOUT = "0" } }))
     assert.matches("bad server address", bad(USAGE, { "get", "x", "-s", "a b" }))
     assert.matches("namespace: may hold only", bad(USAGE, { "get", "x", "-n", "a b" }))
+    assert.matches("protocol: one of 'auto', 'grpc', 'v3', 'v1' expected, got 'http2'",
+      bad(USAGE, { "get", "x", "--protocol", "http2" }))
+    assert.matches("did you mean 'grpc'%?", bad(USAGE, { "get", "x" }, { env = { NACOS_PROTOCOL = "gprc" } }))
+    assert.matches("a whole number is needed, not '1.5'", bad(USAGE, { "get", "x", "--grpc-port-offset", "1.5" }))
+    assert.matches("NACOS_GRPC_PORT_OFFSET: a whole number", bad(USAGE, { "get", "x" }, { env = { NACOS_GRPC_PORT_OFFSET = "x" } }))
+    assert.matches("NACOS_POLL_INTERVAL: a number of seconds", bad(USAGE, { "get", "x" }, { env = { NACOS_POLL_INTERVAL = "x" } }))
     assert.matches("log_level: DEBUG", bad(USAGE, { "get", "x", "--log-level", "loud" }))
     assert.matches("bad data id 'x y': may hold only", bad(USAGE, { "get", "x y" }))
     assert.matches("group: may hold only", bad(USAGE, { "get", "x", "-g", "a/b" }))
@@ -182,7 +188,8 @@ describe("lunacos get and set", function()
   end)
 
   it("keep the type, and set the other fields", function()
-    good({ "set", "typed", "--type", "yaml", "--desc", "what it is", "--tags", "a,b", "--app-name", "shop" }, { stdin = "a: 1" })
+    good({ "set", "typed", "--type", "yaml", "--desc", "what it is", "--tags", "a,b", "--app-name", "shop", "--protocol", "v1" },
+      { stdin = "a: 1" })
     local body = ""
     for _, request in ipairs(server:requests().requests) do
       body = request.method == "POST" and request.body:find("typed", 1, true) and request.body or body
@@ -219,17 +226,29 @@ describe("lunacos get and set", function()
     assert.matches("it does not exist", bad(NOT_FOUND, { "get", "nothing" }))
     assert.matches("127.0.0.1:1", bad(UNAVAILABLE, { "get", "x", "-s", "127.0.0.1:1" }))
     bad(UNAVAILABLE, { "set", "x", "-s", "127.0.0.1:1" }, { stdin = "x" })
+    local v1 = { NACOS_PROTOCOL = "v1" }
     server:faults({ path = "/nacos/v1/cs/configs", status = 403, body = "no" })
-    bad(FORBIDDEN, { "get", "x" })
-    bad(FORBIDDEN, { "set", "x", "--type", "text" }, { stdin = "x" })
+    bad(FORBIDDEN, { "get", "x" }, { env = v1 })
+    bad(FORBIDDEN, { "set", "x", "--type", "text" }, { stdin = "x", env = v1 })
     server:clear_faults()
     server:faults({ path = "/nacos/v1/cs/configs", method = "POST", status = 400, body = "caused: no" })
-    bad(REFUSED, { "set", "x", "--type", "text" }, { stdin = "x" })
+    bad(REFUSED, { "set", "x", "--type", "text" }, { stdin = "x", env = v1 })
     server:clear_faults()
     server:faults({ path = "/nacos/v1/cs/configs", hang = true })
     local before = os.time()
-    bad(UNAVAILABLE, { "get", "x", "--timeout", "0.5" })
+    bad(UNAVAILABLE, { "get", "x", "--timeout", "0.5" }, { env = v1 })
     assert(os.time() - before <= 2)
+  end)
+
+  it("fail with the right code over gRPC", function()
+    local grpc = { NACOS_PROTOCOL = "grpc" }
+    assert.matches("it does not exist", bad(NOT_FOUND, { "get", "nothing" }, { env = grpc }))
+    bad(UNAVAILABLE, { "get", "x", "--timeout", "0.5", "--grpc-port-offset", "1" }, { env = grpc })
+    server:faults({ path = "ConfigQueryRequest", method = "GRPC", code = 403 })
+    bad(FORBIDDEN, { "get", "x" }, { env = grpc })
+    server:clear_faults()
+    server:faults({ path = "ConfigPublishRequest", method = "GRPC", code = 400 })
+    bad(REFUSED, { "set", "x", "--type", "text" }, { stdin = "x", env = grpc })
   end)
 
   it("end quietly when the reader has gone, and loudly when the disk is full", function()
@@ -256,10 +275,11 @@ end)
 
 describe("lunacos ls", function()
   it("lists all pages", function()
-    for i = 1, 203 do
-      local form = ("dataId=item-%03d&group=LS&content=%d&type=json"):format(i, i)
-      assert.equal(200, (support.http("POST", server.url .. "/v1/cs/configs", form)))
-    end
+    good({ "repl" }, { stdin = [[
+      for i = 1, 203 do
+        assert(client:publish_config(("item-%03d"):format(i), "LS", tostring(i), { type = "json" }))
+      end
+    ]] })
     local names = {}
     for name, group, kind, md5 in good({ "ls", "-g", "LS" }):gmatch("(%S+)\t(%S+)\t(%S*)\t(%x+)\n") do
       names[#names + 1] = name
@@ -303,6 +323,61 @@ describe("lunacos watch", function()
     assert.equal(DONE, watch:wait(3))
     assert.equal("", watch:stderr())
     assert.equal(3, select(2, watch:stdout():gsub("\n", "")))
+  end)
+
+  for protocol, how in pairs { v1 = "long poll at", v3 = "asked for at", grpc = "gRPC push from" } do
+    it("tells with --verbose what is used and how a change came: " .. protocol, function()
+      local data_id = "wv-" .. protocol
+      publish(data_id, "one")
+      local watch = start({ "watch", data_id, "--verbose", "--protocol", protocol, "--poll-interval", "0.2" })
+      eventually_prints(watch, "f97c5d29941bfb1b2fdab0874906ab82\n")
+      support.eventually(function() -- else it is found by comparing
+        return protocol ~= "grpc" or server:call("GET", "grpc").listened > 0
+      end)
+      publish(data_id, "two")
+      eventually_prints(watch, "b8a9f715dbb64fd5c56e7783c6820a61\n")
+      watch:signal("TERM")
+      assert.equal(DONE, watch:wait(3))
+      assert.matches("^lunacos: " .. protocol .. ": ", watch:stderr())
+      local about = "lunacos: " .. data_id .. ": "
+      local others = watch:stderr():gsub("lunacos: " .. protocol .. ": [^\n]*\n", "") -- again when the version is known
+      assert.equal(about .. "read from " .. server.base .. "\n" .. about .. how .. " " .. server.base .. "\n", others)
+    end)
+
+    it("tells what is used, of other commands: " .. protocol, function()
+      publish("v-x", "x")
+      local code, out, err = lunacos { "get", "v-x", "--verbose", "--protocol", protocol }
+      assert.same({ DONE, "x" }, { code, out })
+      assert.matches("^lunacos: " .. protocol .. ": [^\n]+\n$", err)
+    end)
+  end
+
+  it("says so when the only protocol that it may use is not to be had", function()
+    local watch = start({ "watch", "wn", "--verbose", "--protocol", "grpc", "--grpc-port-offset=" .. 1 - server.port })
+    support.eventually(function()
+      return watch:stderr():find("WARN  no gRPC at 127.0.0.1:1: cannot connect: connection refused", 1, true), watch:stderr()
+    end)
+    assert.equal(DONE, watch:stop())
+  end)
+
+  it("does not pass on what a server calls its version when that is none", function()
+    local own = support.start_server({ "--claim", "3.1.0\27[31m\nlunacos: forged" })
+    for _, protocol in ipairs { "auto", "v3" } do
+      local err = select(3, lunacos({ "get", "x", "--verbose", "--protocol", protocol, "-s", own.address }))
+      assert.matches("^lunacos: %w+: [^\n\27]+\nlunacos: cannot read x [^\n\27]+\n$", err)
+    end
+    own:stop()
+  end)
+
+  it("tells with --verbose which file a value is from", function()
+    local files = support.tmpdir()
+    support.write(files .. "/wv-file+DEFAULT_GROUP+", "as it is on disk")
+    for option, kind in pairs { ["--snapshot-dir"] = "snapshot", ["--failover-dir"] = "failover" } do
+      local watch = start({ "watch", "wv-file", "--verbose", option, files, "-s", "127.0.0.1:1" })
+      eventually_prints(watch, "wv-file\tDEFAULT_GROUP\tchanged\t")
+      assert.matches("\nlunacos: wv%-file: from a " .. kind .. " file\n", "\n" .. watch:stderr())
+      assert.equal(DONE, watch:stop())
+    end
   end)
 
   it("prints JSON, one object a line, and ends at INT", function()
@@ -401,31 +476,35 @@ describe("lunacos watch", function()
     assert.equal(1, (support.run({ "kill", "-0", watch:stdout():match("(%d+) runs") })))
   end)
 
-  it("goes on while the server is down", function()
-    local own = support.start_server()
-    local watch = start({ "watch", "wd", "-s", own.address })
-    publish("wd-other", "x")
-    support.eventually(function()
-      return own:stats().polls_held > 0
+  for protocol, complaint in pairs { v1 = "go on trying", v3 = "go on trying", grpc = "was lost" } do
+    it("goes on while the server is down: " .. protocol, function()
+      local own = support.start_server()
+      local watch = start({ "watch", "wd", "wd-other", "-s", own.address, "--protocol", protocol, "--poll-interval", "0.5" })
+      good({ "set", "wd-other", "-s", own.address }, { stdin = "x" })
+      eventually_prints(watch, "wd-other")
+      own:kill9()
+      support.eventually(function()
+        return watch:stderr():find(complaint), "nothing on stderr"
+      end, 10)
+      own = support.start_server({ "--port", tostring(own.port) })
+      good({ "set", "wd", "-s", own.address }, { stdin = "back" })
+      support.eventually(function()
+        return watch:stdout():find("wd\tDEFAULT_GROUP\tchanged\t", 1, true), watch:stderr()
+      end, 20)
+      assert.equal(DONE, watch:stop())
+      own:stop()
     end)
-    own:kill9()
-    support.eventually(function()
-      return watch:stderr():find("go on trying", 1, true), "nothing on stderr"
-    end, 10)
-    own = support.start_server({ "--port", tostring(own.port) })
-    good({ "set", "wd", "-s", own.address }, { stdin = "back" })
-    support.eventually(function()
-      return watch:stdout():find("wd\tDEFAULT_GROUP\tchanged\t", 1, true), watch:stderr()
-    end, 20)
-    assert.equal(DONE, watch:stop())
-    own:stop()
-  end)
+  end
 
   it("ends when it may not, and when its reader has gone", function()
-    server:faults({ path = "/nacos/v1/cs/*", status = 403, body = "no right" })
-    local watch = start({ "watch", "wn" })
-    assert.equal(FORBIDDEN, watch:wait(10))
-    assert.matches("\nlunacos: cannot read wn .*no right\n$", watch:stderr())
+    server:faults({ { path = "/nacos/v1/cs/*", status = 403, body = "no right" },
+      { path = "ConfigQueryRequest", method = "GRPC", code = 403 } })
+    for protocol, why in pairs { v1 = "no right", grpc = "code 403" } do
+      local watch = start({ "watch", "wn", "--verbose", "--protocol", protocol })
+      assert.equal(FORBIDDEN, watch:wait(10))
+      assert.matches("\nlunacos: " .. protocol .. ": ", "\n" .. watch:stderr())
+      assert.matches("\nlunacos: cannot read wn .*" .. why, watch:stderr())
+    end
     server:clear_faults()
     publish("wg", "1")
     local pipeline = support.start(("sh -c '{ %s watch wg -s %s; echo code=$? >&2; } | head -1'"):format(
@@ -520,22 +599,28 @@ describe("lunacos and https", function()
     guarded:stop()
   end)
 
-  it("verifies the server's certificate when told, or when given a CA", function()
-    good({ "set", "x", "-s", open.base, "--log-level", "error" }, { stdin = "x" })
-    assert.matches("certificate", bad(UNAVAILABLE, { "get", "x", "-s", open.base, "--verify" }))
-    assert.matches("certificate", bad(UNAVAILABLE, { "get", "x", "-s", open.base }, { env = { NACOS_VERIFY = "yes" } }))
-    local ca = certificates .. "/ca.pem"
-    bad(UNAVAILABLE, { "get", "x", "-s", open.base, "--ca-file", ca }) -- the certificate is not for 127.0.0.1
-    assert.equal("x", good({ "get", "x", "-s", open.base, "--ca-file", ca, "--server-name", "nacos.test" }))
-    assert.equal("x", good({ "get", "x", "-s", open.base, "--ca-file", ca }, { env = { NACOS_VERIFY = "no" } }))
-    assert.matches("NACOS_VERIFY: yes or no is needed", bad(USAGE, { "get", "x" }, { env = { NACOS_VERIFY = "maybe" } }))
-  end)
+  for _, protocol in ipairs { "v1", "grpc" } do
+    ---The words of `lunacos get x`, and the environment.
+    local function get(from, words, verify)
+      return { "get", "x", "-s", from.base, "--protocol", protocol, table.unpack(words or {}) }, { env = { NACOS_VERIFY = verify } }
+    end
 
-  it("shows a certificate of its own", function()
-    bad(UNAVAILABLE, { "get", "x", "-s", guarded.base })
-    bad(NOT_FOUND, { "get", "x", "-s", guarded.base, "--cert-file", certificates .. "/client.pem", "--key-file",
-      certificates .. "/client.key" })
-  end)
+    it("verifies the server's certificate when told, or when given a CA: " .. protocol, function()
+      good({ "set", "x", "-s", open.base, "--protocol", protocol, "--log-level", "error" }, { stdin = "x" })
+      assert.matches("certificate", bad(UNAVAILABLE, get(open, { "--verify" })))
+      assert.matches("certificate", bad(UNAVAILABLE, get(open, nil, "yes")))
+      local ca = certificates .. "/ca.pem"
+      bad(UNAVAILABLE, get(open, { "--ca-file", ca })) -- the certificate is not for 127.0.0.1
+      assert.equal("x", good(get(open, { "--ca-file", ca, "--server-name", "nacos.test" })))
+      assert.equal("x", good(get(open, { "--ca-file", ca }, "no")))
+      assert.matches("NACOS_VERIFY: yes or no is needed", bad(USAGE, get(open, nil, "maybe")))
+    end)
+
+    it("shows a certificate of its own: " .. protocol, function()
+      bad(UNAVAILABLE, get(guarded))
+      bad(NOT_FOUND, get(guarded, { "--cert-file", certificates .. "/client.pem", "--key-file", certificates .. "/client.key" }))
+    end)
+  end
 end)
 
 describe("lunacos and snapshots", function()
@@ -600,12 +685,32 @@ describe("lunacos run", function()
     publish("r", "value")
     local path = script([[
       local client = nacos.client(connection)
-      nacos.spawn(function() nacos.sleep(0.05) print("second") end)
+      local done = false
+      nacos.spawn(function()
+        repeat nacos.sleep(0.01) until done
+        print("second")
+      end)
       nacos.sleep(0.01)
       print("first", (client:get_config("r")))
       client:close()
+      done = true
     ]])
     assert.equal("first\tvalue\nsecond\n", good({ "run", path }))
+  end)
+
+  it("tells with --verbose which protocol a script's client uses, and why", function()
+    for protocol, port in pairs { grpc = server.port + 1000, v1 = 1001 } do
+      local code, out, err = lunacos({ "run", "--verbose", "--grpc-port-offset=" .. port - server.port, script([[
+        local client = nacos.client(connection)
+        client:get_config("r")
+        print(client:status().protocol)
+        client:close()
+      ]]) })
+      assert.same({ DONE, protocol .. "\n" }, { code, out })
+      assert.matches((" INFO  speaking %s: [^\n]*127.0.0.1:%d"):format(protocol, port), err)
+    end
+    assert.matches(" INFO  speaking v3: the option says so\n",
+      select(3, lunacos({ "repl", "--verbose", "--protocol", "v3" }, { stdin = 'client:get_config("r")' })))
   end)
 
   it("goes on while the script watches, and stops at TERM and INT", function()
@@ -725,8 +830,9 @@ describe("lunacos server", function()
   it("prints where it listens and ends cleanly", function()
     for _, signal in ipairs({ "TERM", "INT" }) do
       local own = support.start_server()
-      local line = "lunacos server listening on http://127.0.0.1:%d/nacos (in memory, for development and tests)\n"
-      assert.equal(line:format(own.port), own:stdout())
+      local line = "lunacos server listening on http://127.0.0.1:%d/nacos and, for gRPC, port %d "
+        .. "(in memory, for development and tests)\n"
+      assert.equal(line:format(own.port, own.port + 1000), own:stdout())
       own:signal(signal)
       assert.equal(DONE, own:wait(3))
       assert.equal("", own:stderr())
@@ -736,6 +842,9 @@ describe("lunacos server", function()
   it("refuses a wrong command line", function()
     assert.matches("a number is needed, not 'x'", bad(USAGE, { "server", "--port", "x" }))
     assert.matches("option 'port' must be", bad(USAGE, { "server", "--port", "99999" }))
+    assert.matches("option 'grpc_port' must be", bad(USAGE, { "server", "--grpc-port", "0" }))
+    assert.matches("option 'api' must be some of v1, v3, grpc, comma separated, got 'v2'",
+      bad(USAGE, { "server", "--api", "v1,v2" }))
     assert.matches("%-%-username needs %-%-password%-file", bad(USAGE, { "server", "--username", "ann" }))
     assert.matches("the connection's options are not for `lunacos server`", bad(USAGE, { "server", "-g", "x" }))
   end)

@@ -92,10 +92,12 @@ describe("the client", function()
     end)
 
     it("are also taken in the manual's form", function()
-      local client = nacos.NacosClient(server.address, { namespace = "manual", log_level = "OFF", no_snapshot = true })
+      local client = nacos.NacosClient(server.address, {
+        namespace = "manual", log_level = "OFF", no_snapshot = true, protocol = "v1",
+      })
       client:get_config("a", "g")
       client:close()
-      client = nacos.NacosClient { server_addresses = server.address, log_level = "OFF", no_snapshot = true }
+      client = nacos.NacosClient { server_addresses = server.address, log_level = "OFF", no_snapshot = true, protocol = "v1" }
       client:get_config("b", "g")
       client:close()
       client = nacos.NacosClient(server.address)
@@ -638,6 +640,12 @@ describe("the client", function()
         assert.is_true(not ok or (result == nil and err.code == "invalid"), ("%q was taken"):format(content))
         assert.matches("UTF%-8", ok and err.message or result)
       end
+      for _, name in ipairs { "app_name", "tags", "desc" } do
+        local result, err = client:publish_config("bytes", nil, "good", { type = "text", [name] = "a\255b" })
+        assert.is_nil(result)
+        assert.equal("invalid", err.code)
+        assert.matches("UTF%-8", err.message)
+      end
       assert.equal(0, server:requests().total)
     end)
 
@@ -788,6 +796,19 @@ describe("the client", function()
         client:publish_config("cas", nil, "1", { type = "text" })
         assert.is_true(client:publish_config("cas", nil, "2", { type = "text", cas_md5 = nacos.md5("1") }))
         new:stop()
+      end)
+
+      it("is sent to any server that speaks gRPC, also when its version cannot be asked over HTTP", function()
+        local own = support.start_server { "--api", "grpc", "--claim", "2.0.4" }
+        assert(lab.client(own, { protocol = "grpc" }):publish_config("cas", nil, "1", { type = "text" }))
+        for _, protocol in ipairs { "auto", "grpc" } do
+          local client = lab.client(own, { protocol = protocol })
+          local _, err = client:publish_config("cas", nil, "2", { type = "text", cas_md5 = nacos.md5("x") })
+          assert.equal("conflict", err.code)
+        end
+        local client = lab.client(own, { protocol = "auto" })
+        assert.is_true(client:publish_config("cas", nil, "2", { type = "text", cas_md5 = nacos.md5("1") }))
+        own:stop()
       end)
     end)
   end)

@@ -3,6 +3,7 @@
 local support = require "support"
 local json = require "cjson.safe"
 local embedded = require "embedded"
+local grpc = require "grpc"
 
 local CONFIGS, LISTENER, call, call_later = embedded.CONFIGS, embedded.LISTENER, embedded.call, embedded.call_later
 local publish, read, line, poll = embedded.publish, embedded.read, embedded.line, embedded.poll
@@ -26,7 +27,7 @@ describe("the embedded server: paths and users", function()
     it("tell the state of the server", function()
       local got = call(server, { "GET", "/nacos/v1/console/server/state" })
       local state = json.decode(got.body)
-      assert.same({ "2.5.1", "standalone", json.null, "false", tostring(server.port) },
+      assert.same({ "3.1.0", "standalone", json.null, "false", tostring(server.port) },
         { state.version, state.standalone_mode, state.function_mode, state.auth_enabled, state.server_port })
       assert.same({ status = "UP" }, json.decode(call(server, { "GET", "/nacos/v1/ns/operator/metrics" }).body))
       assert.equal("UP", call(server, { "GET", "/nacos/v1/cs/health" }).body)
@@ -40,8 +41,8 @@ describe("the embedded server: paths and users", function()
 
     it("that do not exist get Spring's 404, or 501 under /v1/ns", function()
       assert_error_page(call(server, { "GET", "/nacos/v1/cs/nope" }), 404, "Not Found", "No message available", "/nacos/v1/cs/nope")
-      assert_error_page(call(server, { "GET", "/nacos/v3/admin/core/state" }), 404, "Not Found", "No message available",
-        "/nacos/v3/admin/core/state")
+      assert_error_page(call(server, { "GET", "/nacos/v2/core/cluster/nodes" }), 404, "Not Found", "No message available",
+        "/nacos/v2/core/cluster/nodes")
       assert_error_page(call(server, { "GET", "/nacos/v1/ns/nope" }), 501, "Not Implemented", "no such api:GET:/nacos/v1/ns/nope",
         "/nacos/v1/ns/nope")
       assert.equal(501, call(server, { "POST", "/nacos/v1/ns/operator/metrics" }).status)
@@ -224,6 +225,9 @@ describe("the embedded server: paths and users", function()
       publish(own, "tls", ("x"):rep(1000000))
       assert.equal("tls%02G%01\n", waiting().body)
       assert.equal(1000000, #read(own, "tls").body)
+      local client = grpc.client(own, nil, { ca = folder .. "/ca.pem" })
+      assert.equal(1000000, #client:call("ConfigQueryRequest", { dataId = "tls", group = "G" }).content)
+      client:close()
       assert.equal(0, own:stop())
     end)
 
@@ -233,6 +237,15 @@ describe("the embedded server: paths and users", function()
       assert.is_nil(health(own, {}))
       assert.is_nil(health(own, { "--cert", folder .. "/stranger.pem", "--key", folder .. "/stranger.key" }))
       assert.equal("UP", health(own, { "--cert", folder .. "/client.pem", "--key", folder .. "/client.key" }))
+      for _, name in ipairs { "stranger", "client" } do
+        local opts = { ca = folder .. "/ca.pem", cert = folder .. "/" .. name .. ".pem", key = folder .. "/" .. name .. ".key" }
+        local client = grpc.connect(own, opts)
+        local answer = client and client:call("ServerCheckRequest", {})
+        assert.equal(name == "client", answer ~= nil)
+        if client then
+          client:close()
+        end
+      end
       assert.equal(0, own:stop())
     end)
 
@@ -246,8 +259,9 @@ describe("the embedded server: paths and users", function()
 
   describe("start and end", function()
     it("prints one line, and says why it cannot listen", function()
-      local line_wanted = "lunacos server listening on http://%s/nacos (in memory, for development and tests)\n"
-      assert.equal(line_wanted:format(server.address), server:stdout())
+      local line_wanted = "lunacos server listening on http://%s/nacos and, for gRPC, port %d "
+        .. "(in memory, for development and tests)\n"
+      assert.equal(line_wanted:format(server.address, server.port + 1000), server:stdout())
       local code, out, err = support.run { support.lunacos, "server", "--port", tostring(server.port) }
       assert.not_equal(0, code)
       assert.equal("", out)

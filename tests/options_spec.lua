@@ -65,6 +65,8 @@ describe("options.check", function()
     { { retries = 1.5 }, "bad option 'retries' to 'nacos.client' (whole number expected, got 1.5)" },
     { { retries = -1 }, "bad option 'retries' to 'nacos.client' (must be at least 0, got -1)" },
     { { level = "loud" }, "bad option 'level' to 'nacos.client' (one of 'debug', 'info' expected, got 'loud')" },
+    { { level = "DEBUG" },
+      "bad option 'level' to 'nacos.client' (one of 'debug', 'info' expected, got 'DEBUG'; did you mean 'debug'?)" },
     { { proxies = { htpp = "x" } }, "bad option 'htpp' to 'nacos.client.proxies' (did you mean 'http'?)" },
     { { proxies = { http = 1 } }, "bad option 'http' to 'nacos.client.proxies' (string expected, got number)" },
     { { handlers = { print, 1 } }, "bad option 'handlers' to 'nacos.client' (element 2: function expected, got number)" },
@@ -157,5 +159,40 @@ describe("options.nearest", function()
     assert.equal("password_file", options.nearest("passwordFile", names))
     assert.is_nil(options.nearest("banana", names))
     assert.is_nil(options.nearest("x", {}))
+  end)
+end)
+
+describe("the protocol's options", function()
+  local nacos = require("nacos")
+  local function client(given)
+    given.server_addresses, given.no_snapshot, given.log_level = "127.0.0.1:1", true, "OFF"
+    return nacos.client(given)
+  end
+
+  for given, problem in pairs {
+    [{ protocol = "GRPC" }] =
+      "'protocol' to 'nacos.client' (one of 'auto', 'grpc', 'v3', 'v1' expected, got 'GRPC'; did you mean 'grpc'?)",
+    [{ protocol = "v2" }] = "'protocol' to 'nacos.client' (one of 'auto', 'grpc', 'v3', 'v1' expected, got 'v2')",
+    [{ protocl = "v1" }] = "'protocl' to 'nacos.client' (did you mean 'protocol'?)",
+    [{ grpc_port_offset = 0 }] = "'grpc_port_offset' to 'nacos.client' (must not be 0: gRPC has a port of its own)",
+    [{ grpc_port_offset = 70000 }] = "'grpc_port_offset' to 'nacos.client' (must be at most 65534, got 70000)",
+    [{ grpc_port_offset = 0.5 }] = "'grpc_port_offset' to 'nacos.client' (whole number expected, got 0.5)",
+    [{ poll_interval = 0 }] = "'poll_interval' to 'nacos.client' (must be at least 0.1, got 0)",
+  } do
+    it("refuse " .. problem, function()
+      local _, message = pcall(client, given)
+      assert.equal("bad option " .. problem, (message:gsub("^%S+: ", "")))
+    end)
+  end
+
+  it("have defaults, and some may change later", function()
+    local c <close> = client {}
+    assert.same({ "auto", 1000, 5 }, { c.options.protocol, c.options.grpc_port_offset, c.options.poll_interval })
+    assert(c:set_options { poll_interval = 0.5 })
+    assert.equal(0.5, c.options.poll_interval)
+    assert.error_matches(function() c:set_options { protocol = "v1" } end, "bad option 'protocol' to 'set_options'")
+    for _, protocol in ipairs { "grpc", "v3", "v1" } do
+      client({ protocol = protocol, grpc_port_offset = -1000 }):close()
+    end
   end)
 end)

@@ -95,6 +95,28 @@ describe("the README", function()
     assert.equal("workers 4\n", support.read(folder .. "/other.conf"))
   end)
 
+  it("shows failures as they are", function()
+    support.write(folder .. "/password", "secret\n")
+    local old = support.start_server { "--api", "v1,v3" }
+    local new = support.start_server { "--api", "v3", "--claim", "3.2.0" }
+    local closed = support.start_server { "--api", "v3", "--username", "ann", "--password-file", folder .. "/password" }
+    assert.equal(200, (support.http("POST", old.url .. "/v1/cs/configs", "dataId=app.yaml&group=DEFAULT_GROUP&content=x")))
+    local of = { old, old, new, closed } -- the server for each command
+    local block = readme:match("```text\n(%$ lunacos get app.yaml %-%-verbose.-\n)```")
+    local count = 0
+    for command, note, expected in block:gmatch("%$ (lunacos [^#\n]-) +# ([^\n]*)\n([^\n]*\n)") do
+      count = count + 1
+      local own = of[count]
+      local code, _, err = support.run(command, { env = { NACOS_SERVER = own.address, PATH = env.PATH } })
+      assert.equal(expected, (err:gsub(tostring(own.port + 1000), "9848"):gsub(tostring(own.port), "8848")))
+      assert.equal(tonumber(note:match("exit code (%d)") or 0), code)
+    end
+    assert.equal(4, count)
+    old:stop()
+    new:stop()
+    closed:stop()
+  end)
+
   it("shows Lua that works", function()
     local prelude = [[
       nacos = require "nacos"
@@ -171,8 +193,9 @@ describe("the source", function()
     return list
   end
 
-  it("keeps Lua out of the engine and curl in one file", function()
+  it("keeps Lua out of the engine, and curl and nghttp2 in one file of it each", function()
     assert.same({ "src/engine/http.c" }, files_with("curl/curl.h"))
+    assert.same({ "src/embedded/grpc.h", "src/engine/h2.c" }, files_with("nghttp2/nghttp2.h"))
     assert.same({ "src/embedded/lua_embedded.c", "src/lua/core.c", "src/lunacos/main.c" }, files_with("lua.h|lauxlib.h"))
   end)
 end)

@@ -202,8 +202,24 @@ function Process:kill9()
   return self:wait()
 end
 
+---Wait until a process that got SIGSTOP really stands still: on a busy machine some of its threads may go on for a moment.
+function support.await_stop(pid)
+  local tasks = ("/proc/%d/task"):format(pid)
+  support.eventually(function()
+    local going
+    for id in uv.fs_scandir_next, uv.fs_scandir(tasks) do -- to its end: a list that is left earlier leaks
+      local stat = support.read(("%s/%s/stat"):format(tasks, id))
+      if stat and not stat:match("^%d+ %(.*%) T ") then
+        going = id
+      end
+    end
+    return not going, ("thread %s of %d goes on"):format(going, pid)
+  end)
+end
+
 function Process:pause()
   self:signal("STOP")
+  support.await_stop(self.pid)
 end
 
 function Process:resume()

@@ -18,7 +18,8 @@ struct leaf_test {
     }
 
 /* each ends with a NULL name */
-extern const struct leaf_test buf_tests[], file_tests[], log_tests[], snapshot_tests[], protocol_tests[], hosts_tests[];
+extern const struct leaf_test buf_tests[], file_tests[], log_tests[], snapshot_tests[], protocol_tests[], hosts_tests[],
+    envelope_tests[], h2_tests[];
 
 extern bool test_failed;
 extern char dir[PATH_MAX];

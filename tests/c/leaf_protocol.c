@@ -97,18 +97,6 @@ static void publish_is_a_form(void)
     question_free(&q);
 }
 
-static void publish_wants_utf8(void)
-{
-    struct question q;
-    nacos_error err;
-    nacos_publish p = {.content = "a\xff", .len = 2};
-    CHECK(!protocol_v1.publish(&q, &KEY, &p, &err) && err.code == NACOS_INVALID && strstr(err.message, "UTF-8"));
-    question_free(&q);
-    p = (nacos_publish){.content = "\xf0\x9f\x8c\x99\0x", .len = 6}; /* a moon and a NUL */
-    CHECK(protocol_v1.publish(&q, &KEY, &p, &err));
-    question_free(&q);
-}
-
 static void cas_conflict_is_final(void)
 {
     struct question q;
@@ -345,7 +333,7 @@ static const nacos_instance INSTANCE = {.ip = "10.0.0.1",
 static void registration_is_a_query(void)
 {
     struct question q;
-    protocol_v1.register_instance(&q, &SHOP, &INSTANCE);
+    protocol_v1.register_instance(&q, &SHOP, &INSTANCE, NULL, 0);
     CHECK(strcmp(q.method, "POST") == 0 && q.body.len == 0 && q.naming);
     CHECK(is(&q.target, "/v1/ns/instance?" SHOP_QUERY PLACE_QUERY "&weight=2.5&enabled=true&healthy=true&metadata="
                         "%7B%22a%22%3A%22b%22%2C%22z%20one%22%3A%22%C3%BC%22%7D"));
@@ -363,7 +351,7 @@ static void registration_is_a_query(void)
     expect(&q, 503, "server is STARTING now, please try again later!", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
     expect(&q, 500, "caused: java.lang.NullPointerException;", NULL, VERDICT_NEXT, NACOS_UNAVAILABLE);
     question_free(&q);
-    protocol_v1.deregister_instance(&q, &(struct key){"shop", "G", ""}, &INSTANCE);
+    protocol_v1.deregister_instance(&q, &(struct key){"shop", "G", ""}, &INSTANCE, NULL, 0);
     CHECK(is(&q.target, "/v1/ns/instance?serviceName=shop&groupName=G" PLACE_QUERY));
     question_free(&q);
 }
@@ -386,7 +374,7 @@ static void absent_instances_are_not_found(void)
                "{\"service\":\"G@@shop\",\"ip\":\"10.0.0.1\",\"port\":80,\"clusterName\":\"c1\",\"weight\":2.5,"
                "\"healthy\":false,\"instanceId\":\"i\",\"metadata\":{\"a\":\"b\"}}",
                NULL);
-    struct hosts *h = protocol_v1.instance_answer(&r);
+    struct hosts *h = question_hosts(&q, &r);
     CHECK(h && h->view.count == 1 && h->view.list[0].port == 80 && !h->view.list[0].healthy && h->view.list[0].metadata_count == 1);
     hosts_unref(h);
     buf_free(&r.body);
@@ -407,22 +395,22 @@ static void beats_name_the_group(void)
     protocol_v1.beat(&q, &SHOP, &INSTANCE, 5000, false);
     CHECK(strstr(q.target.data, "&beat=%7B%22serviceName%22%3A%22G%40%40shop%22%2C"));
     CHECK(strstr(q.target.data, "%22weight%22%3A2.5%2C%22metadata%22%3A%7B%22a%22%3A%22b%22"));
-    question_free(&q);
     struct http_response r = answer(200, "{\"clientBeatInterval\":7000,\"code\":20404,\"lightBeatEnabled\":false}", NULL);
-    CHECK(protocol_v1.beat_answer(&r, &a) && a.unknown && !a.light && a.interval_ms == 7000);
+    CHECK(q.beat(&r, &a) && a.unknown && !a.light && a.interval_ms == 7000);
     buf_free(&r.body);
     r = answer(200, "{\"clientBeatInterval\":1000,\"code\":10200,\"lightBeatEnabled\":true}", NULL);
-    CHECK(protocol_v1.beat_answer(&r, &a) && !a.unknown && a.light && a.interval_ms == 1000);
+    CHECK(q.beat(&r, &a) && !a.unknown && a.light && a.interval_ms == 1000);
     buf_free(&r.body);
+    question_free(&q);
 }
 
 static void lists_ask_for_pushes(void)
 {
     struct question q;
-    protocol_v1.list_instances(&q, &SHOP, "c1,c2", true, NULL);
+    protocol_v1.list_instances(&q, &SHOP, "c1,c2", true);
     CHECK(is(&q.target, "/v1/ns/instance/list?" SHOP_QUERY "&clusters=c1%2Cc2&healthyOnly=true"));
     question_free(&q);
-    protocol_v1.list_instances(&q, &SHOP, "", false, &(struct push_address){.port = 4000, .ip = "::1"});
+    protocol_v1.follow(&q, &SHOP, "", &(struct push_address){.port = 4000, .ip = "::1"});
     CHECK(is(&q.target, "/v1/ns/instance/list?" SHOP_QUERY "&healthyOnly=false&udpPort=4000&clientIP=%3A%3A1"));
     question_free(&q);
     protocol_v1.list_services(&q, &SHOP, 2, 50);
@@ -433,7 +421,6 @@ static void lists_ask_for_pushes(void)
 const struct leaf_test protocol_tests[] = {TEST(read_is_judged),
                                            TEST(server_words_reach_the_user),
                                            TEST(publish_is_a_form),
-                                           TEST(publish_wants_utf8),
                                            TEST(cas_conflict_is_final),
                                            TEST(publish_is_bounded_by_the_encoded_size),
                                            TEST(listen_lines),

@@ -106,7 +106,8 @@ int count_lines(const char *text)
 
 int main(void)
 {
-    const struct leaf_test *const rooms[] = {buf_tests, file_tests, log_tests, snapshot_tests, protocol_tests, hosts_tests};
+    const struct leaf_test *const rooms[] = {buf_tests,      file_tests,  log_tests,      snapshot_tests,
+                                             protocol_tests, hosts_tests, envelope_tests, h2_tests};
     int passed = 0, failed = 0;
     char root[] = "/tmp/lunacos-test-XXXXXX", command[64];
 
