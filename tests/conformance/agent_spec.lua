@@ -1,5 +1,9 @@
 --- An agent at work: a real nginx, whose configuration scripts/nginx-agent.lua renders from a service and a configuration of this
 --- server, under a load that never ends and in which no request may fail, whatever is changed, refused, killed or restarted.
+-- @alone
+-- @on embedded
+-- @on 2.3.2-auth
+-- @on 3.1.0-auth
 -- luacheck: std lua54+busted
 
 local json = require "cjson.safe"

@@ -1,8 +1,10 @@
 --- Services: registering, finding and following instances; beats and what happens without them.
 -- What takes half a minute (silence, protection) is begun before the first test and looked at by the last ones.
+-- @each-protocol
 -- luacheck: std lua54+busted
 
 local json = require "cjson.safe"
+local nacos = require "nacos"
 local support = require "support"
 local target = require "conformance.target"
 local uv = require "luv"
@@ -11,10 +13,10 @@ local SOON = 3 -- seconds. A real server tells of a change after 0.6 s
 local FAST = { -- the server need not wait long until it gives up an instance
   metadata = json.encode {
     ["preserved.heart.beat.interval"] = "1000", ["preserved.heart.beat.timeout"] = "1000",
-    ["preserved.ip.delete.timeout"] = "60000",
+    ["preserved.ip.delete.timeout"] = "600000",
   },
 }
-local offers_services = target.version ~= "3.1.0" -- and to read and change an instance
+local V3, GRPC = target.protocol == "v3", target.protocol == "grpc"
 
 local function now()
   return uv.hrtime() / 1e9
@@ -105,7 +107,7 @@ local function listen_slowly()
   slow.protection = follow(slow.client, slow.protected, { interval = 1 })
 end
 
-describe("services of " .. target.name, function()
+describe(("services of %s by %s"):format(target.name, target.protocol), function()
   local client
 
   setup(function()
@@ -117,7 +119,7 @@ describe("services of " .. target.name, function()
     target.stop()
   end)
 
-  it("answer as the client expects", function()
+  if target.protocol == "v1" then it("answer as the client expects", function()
     local service = "raw-" .. target.group()
     local INSTANCE, BEAT, LIST = "/v1/ns/instance", "/v1/ns/instance/beat", "/v1/ns/instance/list"
     local function ask(method, path, params)
@@ -188,7 +190,7 @@ describe("services of " .. target.name, function()
     assert.matches("Param 'ip' is required.", body, 1, true)
     -- what 3.1.0 no longer offers
     status, body = ask("GET", INSTANCE, { ip = "10.0.0.9", port = 80, clusterName = "A" })
-    if not offers_services then
+    if target.v3_only then
       assert.are.equal(410, status)
       assert.are.equal(410, (ask("PUT", INSTANCE, { ip = "10.0.0.1", port = 80 })))
       assert.are.equal(410, (ask("GET", "/v1/ns/service", {})))
@@ -206,7 +208,7 @@ describe("services of " .. target.name, function()
     status, body = ask("DELETE", "/v1/ns/service", {})
     assert.is_true(status == 400 or status == 500)
     assert.matches("is not empty", body, 1, true)
-  end)
+  end) end
 
   it("have no instances until one is registered, and none after it is removed", function()
     local service = "life-" .. target.group()
@@ -226,8 +228,10 @@ describe("services of " .. target.name, function()
     assert.are.equal("DEFAULT_GROUP", one.group_name)
     assert.is_false(info.protection)
     assert.are.equal(0, info.skipped)
-    assert.is_true(info.cache_seconds > 0)
-    assert.is_true(info.ref_time > 0)
+    if not V3 then -- its list tells nothing of itself
+      assert.is_true(info.cache_seconds > 0)
+      assert.is_true(info.ref_time > 0)
+    end
     assert.are.equal("10.0.0.1", assert(client:select_instance(service)).ip)
 
     local other = target.client { no_snapshot = true }
@@ -344,7 +348,7 @@ describe("services of " .. target.name, function()
     local ok, err = other:add_naming_instance(service, "10.0.0.2", 80)
     assert.is_nil(ok, "a service is either")
     assert.are.equal("refused", err.code)
-    assert.are.equal(400, err.status)
+    assert.are.equal(not GRPC and 400 or nil, err.status)
     ok, err = other:add_naming_instance { service_name = slow.silent, ip = "10.0.0.9", port = 80, ephemeral = false }
     assert.is_nil(ok)
     assert.are.equal("refused", err.code)
@@ -355,9 +359,15 @@ describe("services of " .. target.name, function()
     lists(client, "", service)
   end)
 
-  it("answer a beat by hand", function()
+  if not GRPC then it("answer a beat by hand", function()
     local service = "beat-" .. target.group()
     local beat = assert(client:send_heartbeat(service, "10.0.0.1", 80, nil, 5, { a = "b" }))
+    if V3 then -- there a beat never registers
+      assert.are.equal(20404, beat.code)
+      assert(client:add_naming_instance(service, "10.0.0.1", 80))
+      assert.are.equal(10200, assert(client:send_heartbeat(service, "10.0.0.1", 80)).code)
+      return
+    end
     assert.are.equal(10200, beat.code)
     assert.are.equal(5, beat.client_beat_interval)
     assert.is_true(beat.light_beat_enabled)
@@ -373,24 +383,13 @@ describe("services of " .. target.name, function()
     lists(client, "10.0.0.3:80", service, { group_name = group, healthy_only = true })
     assert(client:add_naming_instance { service_name = service, ip = "10.0.0.2", port = 80, heartbeat_interval = 2 })
     assert.are.equal(2, assert(client:send_heartbeat(service, "10.0.0.2", 80)).client_beat_interval)
-  end)
+  end) end
 
-  it("are created, changed and removed where the server offers it", function()
+  it("are created, changed and removed", function()
     local service, group = "made", target.group()
     local ok, err = client:create_service {
       service_name = service, group_name = group, protect_threshold = 0.5, metadata = { a = "b" },
     }
-    if not offers_services then
-      assert.is_nil(ok)
-      assert.are.equal("unsupported", err.code)
-      ok, err = client:get_service(service, group)
-      assert.is_nil(ok)
-      assert.are.equal("unsupported", err.code)
-      ok, err = client:remove_service(service, group)
-      assert.is_nil(ok)
-      assert.are.equal("unsupported", err.code)
-      return
-    end
     assert(ok, tostring(err))
     local got = assert(client:get_service(service, group))
     assert.are.equal(0.5, got.protect_threshold)
@@ -445,7 +444,9 @@ describe("services of " .. target.name, function()
     tells(told, "ADDED 10.0.0.1:80 1", "ADDED 10.0.0.2:80 1")
     assert(client:modify_naming_instance(service, "10.0.0.2", 80, nil, 3))
     tells(told, "ADDED 10.0.0.1:80 1", "ADDED 10.0.0.2:80 1", "MODIFIED 10.0.0.2:80 3")
-    assert(mine:subscribe { listener_fn = into(late), service_name = service, listener_name = "late", hold = 0 })
+    assert(mine:subscribe {
+      listener_fn = into(late), service_name = service, listener_name = "late", listener_interval = V3 and 1 or nil, hold = 0,
+    })
     tells(late, "ADDED 10.0.0.1:80 1", "ADDED 10.0.0.2:80 3")
     assert.are.equal(1, mine:unsubscribe(service, name))
     for _, ip in ipairs { "10.0.0.2", "10.0.0.1" } do
@@ -457,7 +458,7 @@ describe("services of " .. target.name, function()
     mine:close()
   end)
 
-  it("push changes long before the next question", function()
+  if not V3 then it("push changes long before the next question", function()
     local service = "push-" .. target.group()
     local mine = target.client { no_snapshot = true }
     local seen = follow(mine, service, { interval = 60, hold = 0 })
@@ -474,15 +475,16 @@ describe("services of " .. target.name, function()
     assert.are.equal(1, status.subscriptions)
     assert.is_true(status.pushes >= 5, "pushes: " .. status.pushes)
     mine:close()
-  end)
+  end) end
 
   it("tell of changes as soon when a client follows a service in several clusters and namespaces", function()
     local service, group = "place", target.group()
     local mine = target.client { no_snapshot = true }
+    local interval = V3 and 1 or 60 -- nobody pushes there
     local places = {
-      { seen = follow(mine, service, { group_name = group, interval = 60 }), want = "10.0.0.1:80 10.0.0.2:80" },
-      { seen = follow(mine, service, { group_name = group, clusters = "B", interval = 60 }), want = "10.0.0.2:80" },
-      { seen = follow(mine, service, { group_name = group, namespace_id = "ns-push", interval = 60 }), want = "10.0.0.3:80" },
+      { seen = follow(mine, service, { group_name = group, interval = interval }), want = "10.0.0.1:80 10.0.0.2:80" },
+      { seen = follow(mine, service, { group_name = group, clusters = "B", interval = interval }), want = "10.0.0.2:80" },
+      { seen = follow(mine, service, { group_name = group, namespace_id = "ns-push", interval = interval }), want = "10.0.0.3:80" },
     }
     for _, place in ipairs(places) do
       follows(place.seen, "")
@@ -516,11 +518,13 @@ describe("services of " .. target.name, function()
     assert(client:remove_naming_instance(service, "10.0.0.1", 80))
     follows(seen, "")
     assert.are.equal("10.0.0.1", seen.last.removed[1].ip)
-    assert.are.equal(0, mine:status().pushes)
+    if not GRPC then -- what comes by the stream is no datagram
+      assert.are.equal(0, mine:status().pushes)
+    end
     mine:close()
   end)
 
-  it("get an instance back that the server has lost", function()
+  if not GRPC then it("get an instance back that the server has lost", function()
     local service = "lost-" .. target.group()
     local mine = target.client { no_snapshot = true }
     assert(mine:add_naming_instance {
@@ -530,7 +534,8 @@ describe("services of " .. target.name, function()
       return mine:status().beats >= 2, "no beats"
     end)
     assert.are.equal(0, mine:status().reregistrations)
-    assert.are.equal(200, (target.request("DELETE", "/v1/ns/instance", { serviceName = service, ip = "10.0.0.1", port = 80 })))
+    local path = target.serves_v1 and "/v1/ns/instance" or "/v3/client/ns/instance"
+    assert.are.equal(200, (target.request("DELETE", path, { serviceName = service, ip = "10.0.0.1", port = 80 })))
     support.eventually(function()
       return mine:status().reregistrations == 1, "reregistrations: " .. mine:status().reregistrations
     end)
@@ -538,7 +543,7 @@ describe("services of " .. target.name, function()
     assert.are.equal(3, one.weight)
     assert.are.equal("b", one.metadata.a)
     mine:close()
-  end)
+  end) end
 
   it("hold a thousand instances of one client, and none when it is closed", function()
     local service = "thousand-" .. target.group()
@@ -548,7 +553,11 @@ describe("services of " .. target.name, function()
     for i = 1, 1000 do
       batch[i] = { ip = ("10.1.%d.%d"):format(i // 250, i % 250), port = 8000 + i, metadata = { number = tostring(i) } }
     end
-    local ok, err, results = mine:add_naming_instances(batch)
+    local ok, err, results
+    nacos.run(function() -- the slow ones hear of their changes meanwhile
+      ok, err, results = mine:add_naming_instances(batch)
+      nacos.stop()
+    end)
     assert(ok, tostring(err))
     assert.are.equal(1000, #results)
     assert.are.equal(1000, mine:status().instances)
@@ -556,7 +565,7 @@ describe("services of " .. target.name, function()
     support.eventually(function()
       list = assert(client:list_naming_instance { service_name = service, healthy_only = true })
       return #list == 1000, #list .. " listed"
-    end, 10)
+    end, 30)
     local numbers = {}
     for _, instance in ipairs(list) do
       numbers[tonumber(instance.metadata.number)] = instance.port
@@ -571,17 +580,17 @@ describe("services of " .. target.name, function()
     support.eventually(function()
       list = assert(client:list_naming_instance(service))
       return #list == 0, #list .. " left"
-    end, 10)
+    end, 45) -- a client leaves within 3 s; what a server with much to do has not taken by then misses its beats
     follows(seen, "", 10)
     client:unsubscribe(service)
   end)
 
   -- ---- the slow ones, looked at ------------------------------------------------------------------------------------------------
 
-  it("show all as healthy when too few are", function()
+  if not V3 then it("show all as healthy when too few are", function()
     support.eventually(function()
       return slow.protection.last and slow.protection.last.protection, "no protection yet"
-    end, 12)
+    end, 30)
     assert.are.equal("10.0.1.1:80 10.0.1.2:80 10.0.1.3:80", addresses(slow.protection.last.instances))
     local list, _, info = client:list_naming_instance(slow.protected)
     assert.is_true(info.protection)
@@ -592,15 +601,17 @@ describe("services of " .. target.name, function()
     list, _, info = client:list_naming_instance { service_name = slow.protected, healthy_only = true }
     assert.is_false(info.protection)
     assert.are.equal("10.0.1.1:80", addresses(list))
-  end)
+  end) end
 
   it("give up a silent instance after 15 and 30 seconds, and keep those that beat", function()
-    local silent = slow.heard["10.0.0.1"]
+    local silent
     support.eventually(function()
-      return silent.gone, ("still there after %.1f s"):format(now() - slow.began)
-    end, 45 - (now() - slow.began))
-    assert.is_true(silent.unhealthy > 14 and silent.unhealthy < 24, "unhealthy after " .. silent.unhealthy)
-    assert.is_true(silent.gone > 29 and silent.gone < 39, "gone after " .. silent.gone)
+      silent = slow.heard["10.0.0.1"]
+      return silent and silent.gone, ("still there after %.1f s"):format(now() - slow.began)
+    end, 45)
+    -- not sooner; a server with much to do looks a little later
+    assert.is_true(silent.unhealthy > 14 and silent.unhealthy < silent.gone, "unhealthy after " .. silent.unhealthy)
+    assert.is_true(silent.gone > 29, "gone after " .. silent.gone)
     for _, ip in ipairs { "10.0.0.2", "10.0.0.3" } do
       assert.is_nil(slow.heard[ip].unhealthy, ip)
       assert.is_nil(slow.heard[ip].gone, ip)
@@ -608,8 +619,13 @@ describe("services of " .. target.name, function()
     local status = slow.client:status()
     assert.are.equal(3, status.instances)
     assert.are.equal(0, status.reregistrations)
-    -- 30 s of one beat a second and twice one every 5 s
-    assert.is_true(status.beats >= 30 and status.beats <= 60, "beats: " .. status.beats)
+    if GRPC then
+      assert.are.equal(0, status.beats)
+    else -- one beat a second and twice one every 5 s
+      local expected = 1.4 * (now() - slow.began)
+      local ratio = status.beats / expected
+      assert.is_true(ratio > 0.7 and ratio < 1.3, ("beats: %d of %.0f"):format(status.beats, expected))
+    end
     lists(client, "10.0.0.1:80 10.0.0.2:80 10.0.0.3:80", slow.apart[1], { group_name = slow.apart[2], healthy_only = true })
     assert.are.equal(4, lists(client, "10.0.0.1:80", slow.modified)[1].weight)
     assert.are.equal(0, client:status().reregistrations)
