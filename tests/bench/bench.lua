@@ -6,12 +6,12 @@ local contest = require "contest"
 local figures = require "figures"
 local process = require "process"
 
-local run = { rounds = 7, window = 40, down_window = 15, contestants = { contest.lunacos } }
+local run = { rounds = 7, window = 40, down_window = 15, stay = 1800, contestants = { contest.lunacos } }
 local chosen, command = {}, "scripts/bench"
 for _, word in ipairs(arg) do
   command = command .. " " .. word
   if word == "--quick" then
-    run.rounds, run.window, run.down_window = 3, 12, 4
+    run.rounds, run.window, run.down_window, run.stay = 3, 12, 4, 60
     run.pulling_timeout = "10" -- the shortest that servers hold: the window must see a poll end
   elseif word == "--peers" then
     run.peers = true
@@ -23,6 +23,14 @@ end
 local COLUMNS = { -- key in a row, title
   { "figure", "figure" }, { "lunacos", "lunacos" }, { "curl", "limit" }, { "ratio", "ratio" }, { "goal", "goal" }, { "met", "met" },
 }
+
+for _, word in ipairs(chosen) do
+  if word == "grpc" or word == "grpc_restart" then
+    for _, name in ipairs { "nacos-sdk-python 3.2.0", "nacos-sdk-go 2.3.2" } do
+      table.insert(COLUMNS, { name, name })
+    end
+  end
+end
 
 local rows = {}
 function run.add(cells)

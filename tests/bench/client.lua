@@ -6,6 +6,7 @@
 --   client.lua render ADDRESS GROUP KEYS FOLDER [nosync]    file i is rendered from a template that shows cfg-i
 --   client.lua step ADDRESS GROUP KEYS                      "done EMPTY_NS STEP_NS": an empty function, an idle nacos.step(0)
 --   client.lua beats ADDRESS SERVICE COUNT   registers so many instances: "ready NS"
+--   client.lua stay ADDRESS GROUP KEYS SECONDS              as watch; that long after "ready": "stayed RECONNECTS PROTOCOL"
 --   client.lua follow ADDRESS SERVICE INTERVAL push|poll    "ready NS", then "change TAG NS_SENT NS_SEEN"
 --
 -- The current folder gets the snapshots.
@@ -15,7 +16,10 @@ local nacos = require "nacos"
 
 io.stdout:setvbuf("line")
 local mode, address, group, keys, extra = arg[1], arg[2], arg[3], tonumber(arg[4]), arg[5]
-local client = nacos.client { server_addresses = address, pulling_timeout = mode == "watch" and tonumber(extra) or nil }
+local protocol = os.getenv("PROTOCOL") or "v1" -- what the bare contestants speak, too
+local client = nacos.client {
+  server_addresses = address, protocol = protocol, pulling_timeout = mode == "watch" and tonumber(extra) or nil,
+}
 
 local function now()
   return math.floor(core.monotonic() * 1e9)
@@ -149,7 +153,7 @@ local function beats()
 end
 
 local function follow(how)
-  local follower = nacos.client { server_addresses = address, push = how == "push" }
+  local follower = nacos.client { server_addresses = address, protocol = protocol, push = how == "push" }
   follower:watch_service(group, { interval = keys }, function(change)
     local seen = now()
     if change.first then
@@ -166,7 +170,18 @@ local function follow(how)
   nacos.run()
 end
 
-local modes = { beats = beats, follow = follow, watch = watch_all, add = add, read = read, render = render, step = step }
+local function stay(seconds)
+  nacos.spawn(function()
+    nacos.sleep(tonumber(seconds))
+    local status = client:status()
+    print(("stayed %d %s"):format(status.reconnects, status.protocol))
+  end)
+  watch_all()
+end
+
+local modes = {
+  beats = beats, follow = follow, watch = watch_all, add = add, read = read, render = render, stay = stay, step = step,
+}
 if mode == "watch" then
   modes.watch()
 elseif mode == "read" then

@@ -47,6 +47,29 @@ function contest.server(counts)
   return self
 end
 
+---A real Nacos 3.1.0 (scripts/real-nacos), with the same publisher.
+function contest.real_server()
+  local pipe = assert(io.popen(("bash -c '. %s/scripts/lib/common.bash; free_port'"):format(root)))
+  local port = pipe:read("l")
+  pipe:close()
+  local command = { root .. "/scripts/real-nacos", "3.1.0", port, folder(), "--foreground" }
+  local p = process.start(command)
+  local url, address = p:expect("(http://([%d.]+:%d+)/%S+)", 150)
+  local self = setmetatable({ process = p, command = command, url = url, address = address, pending = 0 }, Server)
+  self.publisher = process.start({ build .. "/bench_limit", "publish", url })
+  return self
+end
+
+---Kill a real server, and start it again in its folder. Returns when it can be used.
+function Server:restart()
+  self.process:signal("sigkill")
+  process.wait(function()
+    return self.process.ended
+  end, 10)
+  self.process = process.start(self.command)
+  self.process:expect("(http://([%d.]+:%d+)/%S+)", 150)
+end
+
 function Server:publish(group, index, tag)
   self.publisher:send(("one %s %d %s"):format(group, index, tag))
   self.pending = self.pending + 1
@@ -117,6 +140,66 @@ contest.lunacos = {
     return 0.012
   end,
 }
+
+---The same over gRPC.
+function contest.with_grpc(who)
+  return {
+    name = who.name,
+    start = function(...)
+      uv.os_setenv("PROTOCOL", "grpc")
+      local p = who.start(...)
+      uv.os_unsetenv("PROTOCOL")
+      return p
+    end,
+  }
+end
+
+---A stream and nothing else, see listener.lua.
+contest.listener = {
+  name = "curl", -- the column of the limit
+  start = function(mode, server, group, ...)
+    return process.start({ "lua5.4", root .. "/tests/bench/listener.lua", mode, server.address, group, ... },
+      { cwd = folder(), env = { LUA_PATH = root .. "/tests/?.lua;" .. lua_path, LUA_CPATH = build .. "/?.so;;" } })
+  end,
+}
+
+---The Python SDK that speaks gRPC; it cannot share a Python with the older one.
+function contest.grpc_peer()
+  local cache = (os.getenv("XDG_CACHE_HOME") or os.getenv("HOME") .. "/.cache") .. "/lunacos-bench"
+  local python = cache .. "/py3/bin/python"
+  if os.execute(python .. " -c 'import v2.nacos' 2>/dev/null") ~= true then
+    io.stderr:write("bench: installing nacos-sdk-python 3.2.0 into " .. cache .. "\n")
+    assert(os.execute(("mkdir -p '%s' && python3 -m venv '%s/py3' && '%s' -m pip install -q nacos-sdk-python==3.2.0 >&2"):format(
+      cache, cache, python)))
+  end
+  return {
+    name = "nacos-sdk-python 3.2.0",
+    start = function(mode, server, group, ...)
+      return process.start({ python, root .. "/tests/bench/peer_grpc.py", mode, server.address, group, ... }, { cwd = folder() })
+    end,
+  }
+end
+
+---The Go SDK, built into the same cache; nil without a `go`.
+function contest.go_peer()
+  local cache = (os.getenv("XDG_CACHE_HOME") or os.getenv("HOME") .. "/.cache") .. "/lunacos-bench/go"
+  if os.execute("go version >/dev/null 2>&1") ~= true then
+    io.stderr:write("bench: there is no `go`: without nacos-sdk-go\n")
+    return nil
+  end
+  local go = ("cd '%s' && cp '%s/tests/bench/peer_grpc.go' main.go && "):format(cache, root)
+  if not uv.fs_stat(cache .. "/go.sum") then
+    io.stderr:write("bench: fetching nacos-sdk-go/v2 2.3.2 into " .. cache .. "\n")
+    go = go .. "{ [ -e go.mod ] || go mod init peer; } && go get github.com/nacos-group/nacos-sdk-go/v2@v2.3.2 && go mod tidy && "
+  end
+  assert(os.execute(("mkdir -p '%s' && %s go build -o peer . >&2"):format(cache, go)))
+  return {
+    name = "nacos-sdk-go 2.3.2",
+    start = function(mode, server, group, ...)
+      return process.start({ cache .. "/peer", mode, server.address, group, ... }, { cwd = folder() })
+    end,
+  }
+end
 
 ---An agent that keeps `count` files in a folder, see agent.lua. Its log goes to a file, as systemd would have it.
 ---@param pulling_timeout string|nil

@@ -610,6 +610,124 @@ function figures.agent(run)
   plain.process:stop()
 end
 
+-- ---- gRPC, with a real server ------------------------------------------------------------------------------------------------
+
+---One change, and everybody hears of it in the same second from the same server: a bare listener, lunacos, the SDKs. A watcher is ready
+---when every key's value is there; the listener, which reads none, when the server has answered.
+function figures.grpc(run)
+  local server = contest.real_server()
+  local grpc, go = contest.with_grpc(lunacos), contest.go_peer()
+  local everybody = { contest.listener, grpc, contest.grpc_peer(), go }
+  local group, most, patience = "GRPC", 10000, 180
+  server:publish_all(group, most, "init")
+  for _, keys in ipairs { 1, 1000, most } do
+    local title = ("gRPC, Nacos 3.1.0, %d watches: "):format(keys)
+    local ready, all = {}, {}
+    for _, who in ipairs(everybody) do
+      local w = { who = who, process = who.start("watch", server, group, tostring(keys)), latencies = {} }
+      local at = w.process:try("^ready (%d+)", patience)
+      ready[who.name] = at and at - w.process.started or math.huge
+      if at then
+        all[#all + 1] = w
+      else -- it takes no part in the rest
+        w.process:stop()
+      end
+    end
+    process.sleep(5) -- the SDKs look once more
+    local cpu = {}
+    for _, w in ipairs(all) do
+      cpu[w.who.name] = w.process:usage().cpu
+    end
+    process.sleep(run.window)
+    for _, w in ipairs(all) do
+      cpu[w.who.name] = (w.process:usage().cpu - cpu[w.who.name]) * 60 / run.window
+    end
+    for round = 1, run.rounds * 6 do
+      local tag = ("c%dx%d"):format(keys, round)
+      server:publish(group, 0, tag)
+      for _, w in ipairs(all) do
+        local sent, seen = w.process:expect("^change " .. tag .. " (%d+) (%d+)", 40)
+        w.latencies[#w.latencies + 1] = seen - sent
+      end
+      server:published()
+      process.sleep(0.2 + math.random() * 0.1) -- a server looks for changes every 100 ms
+    end
+    local middle, slow, memory, threads, sockets = {}, {}, {}, {}, {}
+    for _, w in ipairs(all) do
+      local usage, name = w.process:usage(), w.who.name
+      middle[name], slow[name] = median(w.latencies), quantile(w.latencies, 0.9)
+      memory[name], threads[name], sockets[name] = usage.rss, usage.threads, usage.sockets
+      w.process:stop()
+    end
+    row(run, title .. "publish → callback, median", ns, middle)
+    row(run, "… 90 % are faster than", ns, slow)
+    row(run, "… from the program's start to all values", function(value)
+      return value == math.huge and "never" or ns(value)
+    end, ready)
+    row(run, "… memory", mib, memory)
+    row(run, "… threads", count, threads)
+    row(run, "… sockets", count, sockets)
+    row(run, "… idle, CPU a minute", ns, cpu)
+  end
+  server:stop()
+end
+
+---The server dies and comes back under 1,000 watches of each: how long after it can be used does everybody hear of a change again?
+function figures.grpc_restart(run)
+  local server = contest.real_server()
+  local group, all = "RESTART", {}
+  server:publish_all(group, 1000, "init")
+  for i, who in ipairs { contest.with_grpc(lunacos), contest.grpc_peer(), contest.go_peer() } do
+    all[i] = { who = who, process = who.start("watch", server, group, "1000") }
+    all[i].process:expect("^ready", 180)
+  end
+  process.sleep(5)
+  server:restart()
+  local back, heard, left = uv.hrtime(), {}, #all
+  for round = 1, 240 do
+    server:publish(group, 0, "r" .. round)
+    server:published()
+    process.sleep(0.25)
+    for _, w in ipairs(all) do
+      local seen = not heard[w.who.name] and w.process:heard("^change r%d+ %d+ (%d+)")
+      if seen then
+        heard[w.who.name], left = seen - back, left - 1
+      end
+    end
+    if left == 0 then
+      break
+    end
+  end
+  row(run, "gRPC, Nacos 3.1.0 killed and started again, 1,000 watches: first change told after", ns, heard)
+  for _, w in ipairs(all) do
+    w.process:stop()
+  end
+  server:stop()
+end
+
+---Half an hour with nothing to do. The stream must hold, and still tell of a change after it.
+function figures.grpc_idle(run)
+  local server = contest.real_server()
+  server:publish_all("STAY", 1000, "init")
+  local w = contest.with_grpc(lunacos).start("stay", server, "STAY", "1000", tostring(run.stay))
+  w:expect("^ready", 60)
+  process.sleep(2)
+  local before = w:usage()
+  local reconnects, protocol = w:expect("^stayed (%d+) (%S+)", run.stay + 30)
+  local after = w:usage()
+  server:publish("STAY", 0, "end")
+  local sent, seen = w:expect("^change end (%d+) (%d+)", 10)
+  local minute = 60 / run.stay
+  row(run, ("%s, Nacos 3.1.0, 1,000 watches, %d s idle: reconnects"):format(protocol, run.stay), count,
+    { lunacos = tonumber(reconnects) }, "0", reconnects == "0")
+  row(run, "… CPU a minute", ns, { lunacos = (after.cpu - before.cpu) * minute })
+  row(run, "… wake-ups a minute", count, { lunacos = (after.wakeups - before.wakeups) * minute })
+  row(run, "… publish → callback of the change after it", ns, { lunacos = seen - sent })
+  row(run, "… memory", mib, { lunacos = after.rss })
+  w:stop()
+  server:stop()
+end
+
 figures.order = { "latency", "added", "cold_start", "burst", "reads", "bytes", "step", "templates", "agent", "idle", "services", "beats", "lists" }
 
 return figures

@@ -120,8 +120,16 @@ static void perform(struct slot *s)
 
 struct work {
     const char *group, *tag; /* tag: publish, else get */
-    int keys, count, next;
+    int keys, count, next, retries;
 };
+
+/** The database of a real server now and then cannot do two inserts at once, and says 500. */
+static bool try_again(const struct slot *s, CURLcode code, struct work *w)
+{
+    long status = 0;
+    curl_easy_getinfo(s->easy, CURLINFO_RESPONSE_CODE, &status);
+    return w->tag && code == CURLE_OK && status == 500 && w->retries++ < 200;
+}
 
 static bool start_next(CURLM *multi, struct slot *s, struct work *w)
 {
@@ -147,8 +155,13 @@ static void run_many(CURLM *multi, struct slot *slots, int ways, struct work *w)
             struct slot *s;
             CURLcode code = m->data.result;
             curl_easy_getinfo(m->easy_handle, CURLINFO_PRIVATE, (char **)&s);
-            check(s, code);
             curl_multi_remove_handle(multi, s->easy);
+            if (try_again(s, code, w)) {
+                s->len = 0;
+                curl_multi_add_handle(multi, s->easy);
+                continue;
+            }
+            check(s, code);
             busy -= !start_next(multi, s, w);
         }
         if (busy)
@@ -216,7 +229,7 @@ static void publish(void)
             set_publish(slots, group, n, tag);
             perform(slots);
         } else if (sscanf(line, "all %63s %d %63s", group, &n, tag) == 3) {
-            run_many(multi, slots, PUBLISH_WAYS, &(struct work){group, tag, n, n, 0});
+            run_many(multi, slots, PUBLISH_WAYS, &(struct work){group, tag, n, n, 0, 0});
         } else if (sscanf(line, "instance %63s %63s", group, tag) == 2) {
             set_instance(slots + 1, group, tag);
         } else {
@@ -271,12 +284,12 @@ static void read_keys(const char *group, int keys, int ways, bool once)
     struct slot *slots = new_slots(ways);
     CURLM *multi = curl_multi_init();
     if (once) {
-        run_many(multi, slots, ways, &(struct work){group, NULL, keys, keys, 0});
+        run_many(multi, slots, ways, &(struct work){group, NULL, keys, keys, 0, 0});
         printf("ready %" PRId64 "\n", now(CLOCK_MONOTONIC));
         return;
     }
     while (fgets(line, sizeof line, stdin)) {
-        struct work w = {group, NULL, keys, atoi(line), 0};
+        struct work w = {group, NULL, keys, atoi(line), 0, 0};
         int64_t wall = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
         if (ways > 1)
             run_many(multi, slots, ways, &w);

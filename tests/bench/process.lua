@@ -91,6 +91,18 @@ function Process:try(pattern, seconds)
   end
 end
 
+---The same of what it has said until now.
+function Process:heard(pattern)
+  while self.first <= self.last do
+    local found = table.pack(self.lines[self.first]:match(pattern))
+    self.lines[self.first] = nil
+    self.first = self.first + 1
+    if found[1] then
+      return table.unpack(found, 1, found.n)
+    end
+  end
+end
+
 function Process:expect(pattern, seconds)
   local found = table.pack(self:try(pattern, seconds or 30))
   if not found[1] then
