@@ -1,11 +1,12 @@
 # What scripts/test, scripts/demo and .ci/run share. To be sourced from the project's root.
 
-# build_preset NAME: configures when needed and builds; prints only what went wrong.
+# build_preset NAME [TARGET…]: configures when needed and builds; prints only what went wrong.
 build_preset() {
-    local log=build/$1.log options=()
+    local log=build/$1.log options=() targets=()
+    [ $# -eq 1 ] || targets=(--target "${@:2}")
     [ "${CI-}" = true ] && options=(-DLUNACOS_WERROR=ON)
     mkdir -p build && : >"$log" || return 1
-    if ! { cmake --preset "$1" "${options[@]}" && cmake --build "build/$1"; } >"$log" 2>&1; then
+    if ! { cmake --preset "$1" "${options[@]}" && cmake --build "build/$1" "${targets[@]}"; } >"$log" 2>&1; then
         cat "$log" >&2
         echo "building the preset $1 failed" >&2
         return 1
