@@ -2,47 +2,14 @@
 -- refuse. How that changes while a client runs: dialect_change_spec.lua.
 
 local json = require "cjson.safe"
+local dialect_lab = require "dialect_lab"
 local lab = require "lab"
 local support = require "support"
 
+local serve, client_of, speaks, until_last = dialect_lab.serve, dialect_lab.client, dialect_lab.speaks, dialect_lab.until_last
 local eventually = support.eventually
 
-local servers = {}
-
-local function serve(...)
-  local server = support.start_server { ... }
-  servers[#servers + 1] = server
-  return server
-end
-
-local function client_of(server, opts)
-  local all = { protocol = "auto", no_snapshot = true, poll_interval = 0.2 }
-  for name, value in pairs(opts or {}) do
-    all[name] = value
-  end
-  return lab.client(server, all)
-end
-
-local function speaks(client, protocol, seconds)
-  return eventually(function()
-    local status = client:status()
-    return status.protocol == protocol and status, json.encode(status)
-  end, seconds)
-end
-
-local function until_last(seen, content)
-  eventually(function()
-    return seen[seen.n] == content, ("the last of %d is %s"):format(seen.n, tostring(seen[seen.n]))
-  end, 10)
-end
-
-after_each(function()
-  lab.close_all()
-  for _, server in ipairs(servers) do
-    server:stop()
-  end
-  servers = {}
-end)
+after_each(dialect_lab.close)
 
 describe("a client asks", function()
   it("by gRPC where its port answers", function()

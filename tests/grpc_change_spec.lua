@@ -1,5 +1,6 @@
 --- A client whose way changes, from HTTP to gRPC and back: instances, subscriptions and watches go over without a gap.
 
+local grpc_lab = require "grpc_lab"
 local lab = require "lab"
 local nacos = require "nacos"
 local support = require "support"
@@ -19,16 +20,7 @@ describe("a change of the way", function()
   end)
 
   local function becomes(name, wanted)
-    local seen
-    eventually(function()
-      local list = {}
-      for _, host in ipairs(assert(other:list_naming_instance(name))) do
-        list[#list + 1] = math.tointeger(host.port)
-      end
-      table.sort(list)
-      seen = table.concat(list, " ")
-      return seen == wanted, ("%s instead of %s"):format(seen, wanted)
-    end)
+    grpc_lab.until_ports(other, name, wanted)
   end
 
   local function add(name, port, more)

@@ -1,6 +1,7 @@
 --- Followed services over gRPC: pushed, on one connection and on the next.
 
 local json = require "cjson.safe"
+local grpc_lab = require "grpc_lab"
 local lab = require "lab"
 local nacos = require "nacos"
 local support = require "support"
@@ -34,13 +35,7 @@ describe("a service followed over grpc", function()
   end
 
   local function messages()
-    local found = {}
-    for _, request in ipairs(server:requests().requests) do
-      if request.method == "GRPC" and request.path == "SubscribeServiceRequest" then
-        found[#found + 1] = json.decode(request.body)
-      end
-    end
-    return found
+    return grpc_lab.messages(server, "SubscribeServiceRequest")
   end
 
   local function follow(name, more)

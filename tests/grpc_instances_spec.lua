@@ -1,7 +1,7 @@
 --- Registered instances where they live by the connection, when things go wrong: before it is known what is spoken, and when a server
 -- does not take what it is told.
 
-local json = require "cjson.safe"
+local grpc_lab = require "grpc_lab"
 local lab = require "lab"
 local nacos = require "nacos"
 local support = require "support"
@@ -32,16 +32,7 @@ describe("instances over grpc", function()
   end)
 
   local function becomes(wanted, seconds)
-    local seen
-    eventually(function()
-      local list = {}
-      for _, host in ipairs(assert(other:list_naming_instance(name))) do
-        list[#list + 1] = math.tointeger(host.port)
-      end
-      table.sort(list)
-      seen = table.concat(list, " ")
-      return seen == wanted, ("%s instead of %s"):format(seen, wanted)
-    end, seconds)
+    grpc_lab.until_ports(other, name, wanted, seconds)
   end
 
   local function speaks(protocol)
@@ -65,13 +56,7 @@ describe("instances over grpc", function()
   end
 
   local function messages(type)
-    local found = {}
-    for _, request in ipairs(server:requests().requests) do
-      if request.method == "GRPC" and request.path == type then
-        found[#found + 1] = json.decode(request.body)
-      end
-    end
-    return found
+    return grpc_lab.messages(server, type)
   end
 
   it("of one service, registered together before it is known what is spoken, are all there", function()

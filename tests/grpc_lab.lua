@@ -51,10 +51,24 @@ function grpc_lab.watched(client, server, data_id)
   return seen, note
 end
 
-function grpc_lab.until_last(seen, content)
+function grpc_lab.until_last(seen, content, seconds)
   support.eventually(function()
     return seen[seen.n] == content, ("the last of %d is %s"):format(seen.n, tostring(seen[seen.n]))
-  end)
+  end, seconds)
+end
+
+---Until these are the ports of a service's instances, as this client is told them.
+function grpc_lab.until_ports(client, name, wanted, seconds)
+  local seen
+  support.eventually(function()
+    local list = {}
+    for _, host in ipairs(assert(client:list_naming_instance(name))) do
+      list[#list + 1] = math.tointeger(host.port)
+    end
+    table.sort(list)
+    seen = table.concat(list, " ")
+    return seen == wanted, ("%s: %s instead of %s"):format(name, seen, wanted)
+  end, seconds)
 end
 
 return grpc_lab

@@ -1,6 +1,6 @@
 --- Registered instances over gRPC: they live by the connection, and several of one service are one publication.
 
-local json = require "cjson.safe"
+local grpc_lab = require "grpc_lab"
 local lab = require "lab"
 local nacos = require "nacos"
 local support = require "support"
@@ -33,20 +33,8 @@ describe("services over grpc", function()
     return "live" .. unique
   end
 
-  ---The ports of its instances, as another client sees them.
-  local function ports(name)
-    local list = {}
-    for _, host in ipairs(assert(other:list_naming_instance(name))) do
-      list[#list + 1] = math.tointeger(host.port)
-    end
-    table.sort(list)
-    return table.concat(list, " ")
-  end
-
   local function becomes(name, wanted, seconds)
-    eventually(function()
-      return ports(name) == wanted, ("%s: %s instead of %s"):format(name, ports(name), wanted)
-    end, seconds)
+    grpc_lab.until_ports(other, name, wanted, seconds)
   end
 
   local function add(name, port, more)
@@ -61,15 +49,8 @@ describe("services over grpc", function()
     return client:remove_naming_instance { service_name = name, ip = "10.0.0.1", port = port }
   end
 
-  ---Messages of this type that the server saw.
   local function messages(type)
-    local found = {}
-    for _, request in ipairs(server:requests().requests) do
-      if request.method == "GRPC" and request.path == type then
-        found[#found + 1] = json.decode(request.body)
-      end
-    end
-    return found
+    return grpc_lab.messages(server, type)
   end
 
   describe("instances", function()
